@@ -1,0 +1,3 @@
+//! Tidemark: backs up Kubernetes volumes block by block, with a progress that cannot lie.
+
+pub mod model;

@@ -1,0 +1,3 @@
+//! The binary: nothing but the door to the command line.
+
+fn main() {}

@@ -1,0 +1,163 @@
+//! Why an attempt ended without a record, what may be done about it, and the exit code that says so.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A closed list: it is API (status, events, metric labels) and grows only by addition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FailureReason {
+    // The store gave out; it may come back.
+    UploadFailed,
+    UploadStalled,
+    StoreUnavailable,
+    Throttled,
+    // The store refuses us: a person must look, and the refusal is tried again only rarely.
+    AccessDenied,
+    BucketMissing,
+    WrongRegion,
+    ClockSkew,
+    // The guard.
+    LockHeld,
+    GuardLost,
+    Superseded,
+    // The source.
+    SourceReadFailed,
+    SourceStalled,
+    SourceChanged,
+    SourceNotFound,
+    SourceRefused,
+    SnapshotLost,
+    // The volume in the store is not what we were told.
+    VolumeNameInUse,
+    BlockSizeMismatch,
+    VolumeConfigMissing,
+    RecordMismatch,
+    RecordDamaged,
+    // The worker.
+    BadJobSpec,
+    ScratchFailed,
+    WorkerCrashed,
+    WorkerNotHeard,
+    WorkerNotStarted,
+    OutOfMemory,
+    DeadlineExceeded,
+    Cancelled,
+    Bug,
+}
+
+/// What a failure allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Retry {
+    /// By the retry policy; the attempt counts against `retry.limit` if it acknowledged nothing new.
+    Yes,
+    /// By the retry policy, and it does not count against the limit.
+    Free,
+    /// One more try after the longest backoff; then a person must ask.
+    Rarely,
+    /// Only when a person asks.
+    Never,
+}
+
+impl FailureReason {
+    pub const fn retry(self) -> Retry {
+        use FailureReason::*;
+        match self {
+            UploadFailed | UploadStalled | StoreUnavailable | Throttled | LockHeld | GuardLost | ScratchFailed => Retry::Yes,
+            WorkerNotHeard | WorkerNotStarted | OutOfMemory | RecordMismatch => Retry::Yes,
+            WorkerCrashed | Superseded => Retry::Free,
+            AccessDenied | BucketMissing | WrongRegion | ClockSkew => Retry::Rarely,
+            SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => Retry::Never,
+            VolumeNameInUse | BlockSizeMismatch | VolumeConfigMissing | RecordDamaged => Retry::Never,
+            BadJobSpec | DeadlineExceeded | Cancelled | Bug => Retry::Never,
+        }
+    }
+
+    /// The worker's and the command line's exit code (documented in docs/cli.md; sysexits' range).
+    pub const fn exit_code(self) -> u8 {
+        use FailureReason::*;
+        match self {
+            BadJobSpec => 64,
+            AccessDenied | BucketMissing | WrongRegion | ClockSkew | VolumeNameInUse | BlockSizeMismatch => 65,
+            VolumeConfigMissing | RecordMismatch | RecordDamaged => 65,
+            SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => 66,
+            UploadFailed | StoreUnavailable | Throttled => 67,
+            UploadStalled | DeadlineExceeded => 68,
+            LockHeld | GuardLost | Superseded => 69,
+            ScratchFailed | WorkerCrashed | WorkerNotHeard | WorkerNotStarted | OutOfMemory | Bug => 70,
+            Cancelled => 75,
+        }
+    }
+
+    /// The word in status, events and metrics.
+    pub fn as_str(self) -> &'static str {
+        use FailureReason::*;
+        match self {
+            UploadFailed => "UploadFailed",
+            UploadStalled => "UploadStalled",
+            StoreUnavailable => "StoreUnavailable",
+            Throttled => "Throttled",
+            AccessDenied => "AccessDenied",
+            BucketMissing => "BucketMissing",
+            WrongRegion => "WrongRegion",
+            ClockSkew => "ClockSkew",
+            LockHeld => "LockHeld",
+            GuardLost => "GuardLost",
+            Superseded => "Superseded",
+            SourceReadFailed => "SourceReadFailed",
+            SourceStalled => "SourceStalled",
+            SourceChanged => "SourceChanged",
+            SourceNotFound => "SourceNotFound",
+            SourceRefused => "SourceRefused",
+            SnapshotLost => "SnapshotLost",
+            VolumeNameInUse => "VolumeNameInUse",
+            BlockSizeMismatch => "BlockSizeMismatch",
+            VolumeConfigMissing => "VolumeConfigMissing",
+            RecordMismatch => "RecordMismatch",
+            RecordDamaged => "RecordDamaged",
+            BadJobSpec => "BadJobSpec",
+            ScratchFailed => "ScratchFailed",
+            WorkerCrashed => "WorkerCrashed",
+            WorkerNotHeard => "WorkerNotHeard",
+            WorkerNotStarted => "WorkerNotStarted",
+            OutOfMemory => "OutOfMemory",
+            DeadlineExceeded => "DeadlineExceeded",
+            Cancelled => "Cancelled",
+            Bug => "Bug",
+        }
+    }
+}
+
+impl std::fmt::Display for FailureReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One failure, as a person will read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+#[error("{reason}: {message}")]
+pub struct Failure {
+    pub reason: FailureReason,
+    /// What was tried, on which object, and what was seen; at most 1000 characters.
+    pub message: String,
+    /// The key or path at which it happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    pub time: Timestamp,
+}
+
+impl Failure {
+    /// Messages are cut here so that a report always fits its carrier.
+    pub const MESSAGE_CHARS_MAX: usize = 1000;
+
+    pub fn new(reason: FailureReason, message: impl Into<String>, object: Option<String>, time: Timestamp) -> Self {
+        let message: String = message.into();
+        let message = match message.char_indices().nth(Self::MESSAGE_CHARS_MAX) {
+            Some((end, _)) => format!("{}…", &message[..end]),
+            None => message,
+        };
+        let object = object.map(|o| o.chars().take(400).collect());
+        Self { reason, message, object, time }
+    }
+}

@@ -1,0 +1,156 @@
+//! `JobSpec`: the one message down. Everything a worker may know, in one JSON file; credentials are a second one.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{AttemptId, BlockSize, Compression, VolumeName, report::ReportKey};
+
+/// The schema version this program writes; a worker refuses any other.
+pub const JOB_VERSION: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobSpec {
+    pub v: u32,
+    /// The Backup's uid; the command line draws one at random.
+    pub backup_uid: String,
+    pub attempt: AttemptId,
+    pub attempt_number: u32,
+    pub store: StoreLocation,
+    pub volume: VolumeName,
+    /// Only for a volume new to the store; otherwise what the store says wins.
+    pub compression: Compression,
+    /// Only for a volume new to the store; a volume of another block size gets a full record of its own.
+    pub block_size: BlockSize,
+    pub source: Source,
+    pub mode: Mode,
+    pub snapshot: SnapshotRef,
+    pub owner: Owner,
+    /// The user's labels, copied into the record; `tidemark.dev/…` ones are ours and win.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub deadlines: Deadlines,
+    pub report_key: ReportKey,
+    /// Who runs the worker: the Pod's uid, or a process runner's own word. It binds reports to one run.
+    pub pod: String,
+}
+
+/// Where the backupstore is. Credentials are never here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StoreLocation {
+    S3(S3Location),
+    /// A directory below which `backupstore/` lies: NFS mounts, air-gapped nodes, tests.
+    Directory { path: PathBuf },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct S3Location {
+    pub bucket: String,
+    /// Empty, or ending with `/`.
+    pub prefix: String,
+    pub region: String,
+    /// Absent: AWS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    pub force_path_style: bool,
+    /// PEM, added to the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_side_encryption: Option<ServerSideEncryption>,
+    /// The target's probe saw a second create answered 412.
+    pub conditional_writes: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerSideEncryption {
+    /// `AES256` or `aws:kms`.
+    pub algorithm: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key_id: Option<String>,
+}
+
+/// What is read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// A block device or a regular file.
+    pub path: PathBuf,
+    /// If given, the path is opened beneath this directory and symlinks that leave it are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
+    /// The exact length to back up; absent: the device's or file's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum Mode {
+    /// Blocks that the store has are reused.
+    #[default]
+    Incremental,
+    /// Every block is sent again: heals a damaged store.
+    Full,
+}
+
+/// The point in time. `name` goes into the record's `SnapshotName` and is never empty: Longhorn would merge over it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotRef {
+    pub name: String,
+    pub created: Timestamp,
+}
+
+/// Whose data it is, as the operator observed it: written into every record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Owner {
+    /// Uid of the namespace `kube-system`; of the command line: `cli`.
+    pub cluster: String,
+    pub namespace: String,
+    /// Name of the Backup object.
+    pub backup: String,
+    /// Another cluster's records under this volume name are no error.
+    pub shared_with_clusters: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Uploads at once, at most; absent: adaptive up to 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_second: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deadlines {
+    /// Seconds without an acknowledgement while a request is outstanding.
+    pub stall_seconds: u64,
+    /// The attempt ends here, whatever happens.
+    pub total: Timestamp,
+}
+
+/// Keys of a Longhorn credential secret, read from a directory of files of these names.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Credentials {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    pub session_token: Option<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}

@@ -1,0 +1,105 @@
+//! The counters of an attempt. Every one only grows within an attempt, but `total_blocks` (which only falls, as zero
+//! blocks are recognised) and `in_flight_blocks` (a gauge).
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Where an attempt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default)]
+pub enum Phase {
+    /// Guard, listing, resume: nothing counted yet.
+    #[default]
+    Planning,
+    Uploading,
+    WritingRecord,
+    ReadingBack,
+    Ended,
+}
+
+/// What the store has acknowledged, in blocks and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Progress {
+    /// Blocks the record will name, as known now: candidates less the zero blocks recognised so far. It never grows.
+    pub total_blocks: u64,
+    /// `uploaded + reused + resumed`.
+    pub acknowledged_blocks: u64,
+    /// Blocks this attempt sent, and offsets that hold the same bytes as one it sent.
+    pub uploaded_blocks: u64,
+    /// Blocks a listing begun after this attempt's guard stood showed in the store.
+    pub reused_blocks: u64,
+    /// Blocks an earlier attempt's journal names and that listing confirms: not read again.
+    pub resumed_blocks: u64,
+    /// Blocks given up after all their retries.
+    pub failed_blocks: u64,
+    pub in_flight_blocks: u64,
+    /// Blocks of zeros that were read: not stored, not named, not counted.
+    pub zero_blocks: u64,
+    /// Uncompressed bytes of the acknowledged blocks.
+    pub acknowledged_bytes: u64,
+    /// Bytes of the objects this attempt stored.
+    pub stored_bytes: u64,
+    /// Bytes read from the source.
+    pub read_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_acknowledged_time: Option<Timestamp>,
+}
+
+/// Requests this attempt made, by kind; a retry counts in its kind and in `retried`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Requests {
+    pub put: u64,
+    pub head: u64,
+    pub get: u64,
+    pub list: u64,
+    pub delete: u64,
+    pub retried: u64,
+    pub throttled: u64,
+}
+
+impl Requests {
+    /// All requests sent, retries included.
+    pub fn sum(&self) -> u64 {
+        self.put + self.head + self.get + self.list + self.delete
+    }
+}
+
+/// Has the whole Backup come true?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completion {
+    Open,
+    Completed,
+}
+
+/// The percentage that may be shown: floored, at most 99 while anything is open, exactly 100 when completed (law 3).
+pub fn percent(acknowledged: u64, total: u64, completion: Completion) -> u8 {
+    match completion {
+        Completion::Completed => 100,
+        Completion::Open if total == 0 => 0,
+        Completion::Open => {
+            let floored = u128::from(acknowledged) * 100 / u128::from(total);
+            floored.min(99) as u8
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn law_3_percent_is_100_exactly_when_completed() {
+        for total in 0..=40 {
+            let mut last = 0;
+            for acknowledged in 0..=total {
+                let shown = percent(acknowledged, total, Completion::Open);
+                assert!(shown <= 99 && shown >= last, "{acknowledged} of {total}: {shown}");
+                assert!(u64::from(shown) * total <= acknowledged * 100, "{acknowledged} of {total}: {shown} is too much");
+                last = shown;
+            }
+            assert_eq!(percent(total, total, Completion::Completed), 100);
+        }
+        assert_eq!(percent(u64::MAX - 1, u64::MAX, Completion::Open), 99);
+    }
+}

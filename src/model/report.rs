@@ -1,0 +1,200 @@
+//! `Report`: the one line up. Numbered, keyed and cumulative, so that a lost, repeated, reordered, late or forged one
+//! moves nothing wrongly: it can only be too low, never too high.
+
+use std::fmt;
+
+use aws_lc_rs::{constant_time, hmac};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{AttemptId, BackupName, BlockSize, Compression, Failure, Phase, Progress, Requests, limits};
+
+/// The schema version this program writes; it reads this one and the one before.
+pub const REPORT_VERSION: u32 = 1;
+
+/// The word before a report on stdout.
+pub const LOG_WORD: &str = "tidemark-report";
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    pub v: u32,
+    pub attempt: AttemptId,
+    pub pod: String,
+    pub sequence: u64,
+    pub time: Timestamp,
+    pub phase: Phase,
+    pub progress: Progress,
+    pub requests: Requests,
+    /// Facts of the plan, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// What the worker found and decided before the first block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    pub volume_bytes: u64,
+    pub block_size: BlockSize,
+    pub compression: Compression,
+    /// The record this one builds on; absent: none was usable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupName>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// The record was acknowledged, read back and found equal, and the guard was seen whole after that (law 4).
+    Completed { backup: BackupName, adopted: bool },
+    /// `failure` says why.
+    Failed,
+    Cancelled,
+}
+
+/// 32 bytes that only the operator and the worker of one attempt know.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ReportKey([u8; 32]);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReportError {
+    #[error("Report is {0} bytes, at most {max} are read", max = limits::REPORT_BYTES_MAX)]
+    TooLong(usize),
+    #[error("Report does not parse: {0}")]
+    Malformed(String),
+    #[error("Report was not written with this attempt's key")]
+    WrongKey,
+    #[error("Report has schema version {0}, this program reads {REPORT_VERSION}")]
+    UnknownVersion(u32),
+}
+
+impl Report {
+    /// One JSON line without its newline: the report with `mac`, HMAC-SHA-256 over the line without it.
+    pub fn encode(&self, key: &ReportKey) -> String {
+        let body = serde_json::to_string(self).expect("a report has no map with non-string keys");
+        let mac = key.mac(body.as_bytes());
+        let line = format!("{},\"mac\":\"{mac}\"}}", &body[..body.len() - 1]);
+        debug_assert!(line.len() <= limits::REPORT_BYTES_MAX, "report of {} bytes", line.len());
+        line
+    }
+
+    /// Reads a line and checks its key. What it says is believed only after attempt, pod and sequence were compared too.
+    pub fn decode(line: &str, key: &ReportKey) -> Result<Self, ReportError> {
+        let line = line.trim_end();
+        if line.len() > limits::REPORT_BYTES_MAX {
+            return Err(ReportError::TooLong(line.len()));
+        }
+        let malformed = |e: &dyn fmt::Display| ReportError::Malformed(e.to_string());
+        let (body, mac) = split_mac(line).ok_or_else(|| malformed(&"no mac at its end"))?;
+        if !key.verify(body.as_bytes(), mac) {
+            return Err(ReportError::WrongKey);
+        }
+        let report: Report = serde_json::from_str(&body).map_err(|e| malformed(&e))?;
+        match report.v {
+            REPORT_VERSION => Ok(report),
+            other => Err(ReportError::UnknownVersion(other)),
+        }
+    }
+
+    pub fn is_final(&self) -> bool {
+        self.outcome.is_some()
+    }
+}
+
+/// `{…,"mac":"<hex>"}` → (`{…}`, `<hex>`).
+fn split_mac(line: &str) -> Option<(String, &str)> {
+    let at = line.rfind(",\"mac\":\"")?;
+    let mac = line[at + 8..].strip_suffix("\"}")?;
+    Some((format!("{}}}", &line[..at]), mac))
+}
+
+impl ReportKey {
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Hex HMAC-SHA-256 of a message under this key.
+    pub fn mac(&self, message: &[u8]) -> String {
+        hex::encode(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), message))
+    }
+
+    /// Was this hex made with this key over this message? Compared in constant time.
+    pub fn verify(&self, message: &[u8], mac: &str) -> bool {
+        let expected = self.mac(message);
+        constant_time::verify_slices_are_equal(expected.as_bytes(), mac.as_bytes()).is_ok()
+    }
+}
+
+impl fmt::Debug for ReportKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReportKey(…)")
+    }
+}
+
+impl TryFrom<String> for ReportKey {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut key = [0; 32];
+        hex::decode_to_slice(&text, &mut key).map_err(|_| "a report key is 64 hex digits".to_owned())?;
+        Ok(Self(key))
+    }
+}
+
+impl From<ReportKey> for String {
+    fn from(key: ReportKey) -> String {
+        hex::encode(key.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::FailureReason;
+
+    fn report() -> Report {
+        let time = Timestamp::from_second(1_790_000_000).expect("in range");
+        Report {
+            v: REPORT_VERSION,
+            attempt: AttemptId::new(1, [7; 10]),
+            pod: "p".into(),
+            sequence: 3,
+            time,
+            phase: Phase::Uploading,
+            progress: Progress { total_blocks: 9, acknowledged_blocks: 4, last_acknowledged_time: Some(time), ..Progress::default() },
+            requests: Requests::default(),
+            plan: None,
+            failure: Some(Failure::new(FailureReason::UploadFailed, "é\"".repeat(4000), Some("k".repeat(9000)), time)),
+            outcome: Some(Outcome::Failed),
+        }
+    }
+
+    #[test]
+    fn a_report_survives_its_line_and_fits_the_carrier() {
+        let key = ReportKey::new([1; 32]);
+        let line = report().encode(&key);
+        assert!(line.len() <= limits::REPORT_BYTES_MAX, "{} bytes", line.len());
+        assert_eq!(Report::decode(&line, &key), Ok(report()));
+    }
+
+    #[test]
+    fn law_8_a_forged_or_altered_report_is_refused() {
+        let key = ReportKey::new([1; 32]);
+        let line = report().encode(&key);
+        assert_eq!(Report::decode(&line, &ReportKey::new([2; 32])), Err(ReportError::WrongKey));
+        let lie = line.replace("\"acknowledgedBlocks\":4", "\"acknowledgedBlocks\":9");
+        assert_ne!(lie, line);
+        assert_eq!(Report::decode(&lie, &key), Err(ReportError::WrongKey));
+        for cut in 0..line.len() {
+            if line.is_char_boundary(cut) {
+                assert!(Report::decode(&line[..cut], &key).is_err(), "cut at {cut}");
+            }
+        }
+    }
+}
