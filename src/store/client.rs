@@ -146,7 +146,9 @@ impl Client {
         self.count("PUT");
         match timeout(deadline, self.objects.put(key, body, PutCondition::Always)).await {
             Ok(answer) => answer,
-            Err(_) => Err(StoreError::new(ErrorKind::Unavailable, "PUT", key, format!("no answer within {deadline:?}"))),
+            Err(_) => {
+                Err(StoreError::new(ErrorKind::Unavailable, "PUT", key, format!("no answer within {deadline:?}")))
+            }
         }
     }
 
@@ -161,7 +163,10 @@ impl Client {
         let (kind, seen) = match failed {
             Ok(()) => {
                 let after = self.shared.stall.after();
-                (ErrorKind::Stalled, format!("the store acknowledged nothing for {after:?} while this request was outstanding"))
+                (
+                    ErrorKind::Stalled,
+                    format!("the store acknowledged nothing for {after:?} while this request was outstanding"),
+                )
             }
             Err(_) => (ErrorKind::Deadline, "the deadline of this backup passed".to_owned()),
         };
@@ -211,7 +216,11 @@ impl Client {
         }
     }
 
-    async fn send_once<'a, T>(&'a self, request: &Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
+    async fn send_once<'a, T>(
+        &'a self,
+        request: &Request<'a>,
+        send: impl Fn() -> Answer<'a, T>,
+    ) -> Result<T, StoreError> {
         self.count(request.action);
         let for_bytes = Duration::from_secs(request.len / limits::WIRE_BYTES_PER_SECOND_MIN);
         let deadline = limits::REQUEST_DEADLINE_MIN.max(for_bytes);

@@ -57,7 +57,9 @@ impl Directory {
         let mut retries = 0;
         loop {
             match self.put_once(&path, body, condition) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && retries < VANISHED_FOLDER_RETRIES => retries += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && retries < VANISHED_FOLDER_RETRIES => {
+                    retries += 1
+                }
                 answer => return answer,
             }
         }
@@ -133,7 +135,9 @@ impl Directory {
     /// Removes empty parents up to `backupstore`, as Longhorn does; a folder that is not empty ends it.
     fn prune(&self, path: &Path) {
         let parents = path.ancestors().skip(1).take(10);
-        for folder in parents.take_while(|f| f.starts_with(&self.root) && !f.ends_with("backupstore") && *f != self.root) {
+        for folder in
+            parents.take_while(|f| f.starts_with(&self.root) && !f.ends_with("backupstore") && *f != self.root)
+        {
             if fs::remove_dir(folder).is_err() {
                 return;
             }
@@ -146,7 +150,10 @@ impl Directory {
         key: &str,
         work: impl FnOnce(&Directory) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let own = Directory { root: self.root.clone(), temporary: AtomicU64::new(self.temporary.fetch_add(1 << 20, Ordering::Relaxed)) };
+        let own = Directory {
+            root: self.root.clone(),
+            temporary: AtomicU64::new(self.temporary.fetch_add(1 << 20, Ordering::Relaxed)),
+        };
         let done = tokio::task::spawn_blocking(move || work(&own)).await;
         match done {
             Ok(result) => result.map_err(|error| classify(action, key, &error)),

@@ -36,7 +36,10 @@ pub trait Objects: Send + Sync {
 pub enum Body {
     Bytes(Bytes),
     /// A scratch file from its start, for records too large for memory.
-    File { file: Arc<File>, len: u64 },
+    File {
+        file: Arc<File>,
+        len: u64,
+    },
 }
 
 impl Body {

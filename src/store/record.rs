@@ -340,7 +340,10 @@ mod tests {
             ("not json", "{"),
             ("number for a string integer", r#"{"Name":"a","Size":5}"#),
             ("unknown block size", r#"{"Parameters":{"backup-block-size":"4096"}}"#),
-            ("unaligned", r#"{"Blocks":[{"Offset":5,"BlockChecksum":"731859029215873fdac1c9f2f8bd25a334abf0f3a9e1b057cf2cacc2826d86b0"}]}"#),
+            (
+                "unaligned",
+                r#"{"Blocks":[{"Offset":5,"BlockChecksum":"731859029215873fdac1c9f2f8bd25a334abf0f3a9e1b057cf2cacc2826d86b0"}]}"#,
+            ),
             ("short checksum", r#"{"Blocks":[{"Offset":0,"BlockChecksum":"7318"}]}"#),
         ];
         for (what, text) in bad {

@@ -133,11 +133,7 @@ impl S3 {
             };
             entries.push(Entry {
                 key: key.to_owned(),
-                meta: Meta {
-                    size,
-                    etag: object.e_tag.clone(),
-                    modified: object.last_modified().and_then(timestamp),
-                },
+                meta: Meta { size, etag: object.e_tag.clone(), modified: object.last_modified().and_then(timestamp) },
                 is_archived: matches!(
                     object.storage_class(),
                     Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive)
@@ -297,7 +293,9 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
         ("SignatureDoesNotMatch", _) => {
             (ErrorKind::Refused(AccessDenied), "; the secret key does not fit the access key: correct the secret")
         }
-        ("PreconditionFailed" | "ConditionalRequestConflict", _) | (_, Some(409 | 412)) => (ErrorKind::Precondition, ""),
+        ("PreconditionFailed" | "ConditionalRequestConflict", _) | (_, Some(409 | 412)) => {
+            (ErrorKind::Precondition, "")
+        }
         (_, Some(401 | 403)) => (ErrorKind::Refused(AccessDenied), "; allow this key the request"),
         (_, Some(400 | 404 | 405 | 411 | 413 | 501)) => (ErrorKind::Unavailable, ""),
         _ => (ErrorKind::Unavailable, ""),

@@ -195,7 +195,8 @@ impl SortedTable {
             if low >= high {
                 return Ok(None);
             }
-            let guess = if step < 4 { interpolate(key, (low_key, high_key), (low, high)) } else { low + (high - low) / 2 };
+            let guess =
+                if step < 4 { interpolate(key, (low_key, high_key), (low, high)) } else { low + (high - low) / 2 };
             let start = guess.saturating_sub(WINDOW / 2).clamp(low, high - 1);
             let end = (start + WINDOW).min(high);
             let window = &mut buffer[..(end - start) as usize * PLACED];
