@@ -1,6 +1,7 @@
 //! The repository on object storage.
 
 pub mod client;
+pub mod codec;
 pub mod credentials;
 pub mod directory;
 pub mod error;
