@@ -1,3 +1,4 @@
 //! Tidemark: backs up Kubernetes volumes block by block, with a progress that cannot lie.
 
+pub mod api;
 pub mod model;
