@@ -1,3 +1,7 @@
 //! Tidemark: backs up Kubernetes volumes block by block, with a progress that cannot lie.
 
+pub mod controller;
+pub mod http;
+pub mod metrics;
 pub mod model;
+pub mod telemetry;
