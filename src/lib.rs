@@ -1,6 +1,9 @@
 //! Tidemark: backs up Kubernetes volumes block by block, with a progress that cannot lie.
 
 pub mod api;
+pub mod controller;
+pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod store;
 pub mod telemetry;
