@@ -9,7 +9,7 @@
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
 //! doing, and so that everything here but the control plane can be started without `await`.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 pub mod control_plane;
 pub mod decorators;
