@@ -200,7 +200,7 @@ fn rooms_called(path: &str, text: &str) -> Vec<String> {
     let code: String = text.lines().map(without_comment).collect::<Vec<_>>().join("\n");
     // How many `super::` lead from this file to the crate's root.
     let depth = path.trim_end_matches(".rs").trim_end_matches("/mod").matches('/').count();
-    let from_root = format!("{}", "super::".repeat(depth));
+    let from_root = "super::".repeat(depth);
     let mut called = Vec::new();
     for prefix in ["crate::", "tidemark::", from_root.as_str()] {
         for (at, _) in code.match_indices(prefix) {

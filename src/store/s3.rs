@@ -15,7 +15,15 @@ use aws_sdk_s3::{
     types::{Delete, ObjectIdentifier, ObjectStorageClass, ServerSideEncryption, StorageClass},
 };
 use aws_smithy_http_client::tls;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
+        orchestrator::HttpResponse,
+        runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::config_bag::ConfigBag;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 
@@ -112,6 +120,7 @@ impl S3 {
     async fn send_list(&self, prefix: &str, token: Option<String>) -> Result<Page, StoreError> {
         let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
         let request = request.max_keys(limits::LIST_PAGE).set_continuation_token(token.clone());
+        let request = request.customize().interceptor(WholeDocument("</ListBucketResult>"));
         let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
         let refuse = |seen: &str| Err(StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen));
         let next = reply.next_continuation_token.clone();
@@ -157,6 +166,7 @@ impl S3 {
         }
         let batch = Delete::builder().set_objects(Some(names)).quiet(true).build().map_err(|e| invalid(&e))?;
         let request = self.client.delete_objects().bucket(&self.location.bucket).delete(batch);
+        let request = request.customize().interceptor(WholeDocument("DeleteResult>"));
         let reply = request.send().await.map_err(|error| classify("DELETE", first, &error))?;
         match reply.errors().first() {
             None => Ok(()),
@@ -187,6 +197,33 @@ impl Objects for S3 {
     }
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(self.credentials.refresh()))
+    }
+}
+
+/// The SDK's parser takes a document that ends early for a short one: half a listing would be a listing (law 7). An
+/// answer counts only if its document is closed.
+#[derive(Debug)]
+struct WholeDocument(&'static str);
+
+impl Intercept for WholeDocument {
+    fn name(&self) -> &'static str {
+        "WholeDocument"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let response = context.response();
+        let body = response.body().bytes().unwrap_or_default().trim_ascii_end();
+        // An empty element (`<DeleteResult/>`) ends with "/>".
+        let is_whole = body.ends_with(self.0.as_bytes()) || body.ends_with(b"/>");
+        if !response.status().is_success() || is_whole {
+            return Ok(());
+        }
+        Err(format!("the answer ends after {} bytes without its closing element", body.len()).into())
     }
 }
 

@@ -36,7 +36,7 @@ pub use image::{Block, Image};
 pub use operator::{Home, Operator};
 pub use process::Process;
 pub use s3_server::{ACCESS_KEYS, S3Server};
-use tempfile::TempDir;
+pub use tempfile::TempDir;
 use tokio::runtime::Runtime;
 pub use wire::Wire;
 
