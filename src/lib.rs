@@ -5,6 +5,7 @@ pub mod controller;
 pub mod http;
 pub mod metrics;
 pub mod model;
+pub mod restore;
 pub mod store;
 pub mod telemetry;
 pub mod worker;
