@@ -13,7 +13,7 @@ use crate::store::{
     record::{BlockEntry, PARAMETER_BLOCK_SIZE, VolumeConfig, label, rfc3339},
 };
 
-const BLOCK: usize = BlockSize::Mi2.len();
+const BLOCK: usize = BlockSize::Mi2.memory();
 
 /// A repository with one backup, and what its volume holds.
 struct World {
