@@ -152,6 +152,28 @@ impl S3 {
         Ok(Page { entries, next: next.filter(|_| reply.is_truncated.unwrap_or_default()) })
     }
 
+    async fn send_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let refuse = |seen: &str| StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen);
+        let (mut folders, mut token): (Vec<String>, Option<String>) = (Vec::new(), None);
+        loop {
+            let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
+            let request = request.delimiter("/").set_continuation_token(token.clone());
+            let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
+            for folder in reply.common_prefixes().iter().filter_map(|p| p.prefix()) {
+                let folder = folder.strip_prefix(&self.location.prefix).filter(|f| f.starts_with(prefix));
+                folders.push(folder.ok_or_else(|| refuse("the answer names a folder outside the prefix"))?.to_owned());
+            }
+            match (reply.is_truncated.unwrap_or_default(), reply.next_continuation_token) {
+                (false, _) => return Ok(folders),
+                (true, None) => return Err(refuse("the answer is truncated and has no token to go on with")),
+                (true, next) if next == token => {
+                    return Err(refuse("the server answered with the token it was sent"));
+                }
+                (true, next) => token = next,
+            }
+        }
+    }
+
     async fn send_delete(&self, keys: &[String]) -> Result<(), StoreError> {
         let first = keys.first().map_or("", String::as_str);
         if let [key] = keys {
@@ -191,6 +213,9 @@ impl Objects for S3 {
     }
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         Box::pin(self.send_list(prefix, token))
+    }
+    fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
+        Box::pin(self.send_folders(prefix))
     }
     fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
         Box::pin(self.send_delete(keys))
