@@ -8,7 +8,7 @@ use tidemark::{
     store::codec::{self, CodecError, decode, encode},
 };
 
-const BLOCK: usize = BlockSize::Mi2.memory();
+const BLOCK: usize = BlockSize::Mi2.len();
 
 fn text() -> Vec<u8> {
     let mut text = String::new();
@@ -92,7 +92,7 @@ fn an_incompressible_block_is_longhorns_object_to_the_byte() {
     assert_eq!(hex::encode(&object[..11]), "04224d186470b900002080", "header, then 2 MiB with the stored bit");
     assert!(object[11..11 + BLOCK] == block, "the block as it is");
     assert_eq!(object[11 + BLOCK..15 + BLOCK], [0; 4], "end mark");
-    let large = noise(BlockSize::Mi16.memory());
+    let large = noise(BlockSize::Mi16.len());
     let object = encoded(Compression::Lz4, &large);
     assert_eq!(object.len(), 16 * 1024 * 1024 + 7 + 4 * 4 + 8, "four pieces of 4 MiB");
     assert!(decoded(Compression::Lz4, &object, large.len()) == Ok(large));

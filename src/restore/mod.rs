@@ -248,7 +248,7 @@ pub const STALL: Duration = limits::STALL_DEFAULT;
 
 /// The name of a block of zeros, which needs no request.
 fn zero_name(size: BlockSize) -> BlockName {
-    BlockName::of(&vec![0; size.memory()])
+    BlockName::of(&vec![0; size.len()])
 }
 
 /// Is this the object's own fault, so that other blocks may still be restored?

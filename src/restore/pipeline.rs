@@ -221,7 +221,7 @@ async fn fetch(client: crate::store::client::Client, shared: Arc<Shared>, arrive
 impl Shared {
     /// A compute thread: until the channel ends, or a failure.
     fn compute(&self, batch_max: usize) {
-        let mut buffers: Vec<Vec<u8>> = (0..batch_max).map(|_| vec![0; self.plan.block_size.memory()]).collect();
+        let mut buffers: Vec<Vec<u8>> = (0..batch_max).map(|_| vec![0; self.plan.block_size.len()]).collect();
         loop {
             let batch = self.take(batch_max);
             if batch.is_empty() {

@@ -13,7 +13,7 @@ use crate::store::{
     record::{BlockEntry, PARAMETER_BLOCK_SIZE, VolumeConfig, label, rfc3339},
 };
 
-const BLOCK: usize = BlockSize::Mi2.memory();
+const BLOCK: usize = BlockSize::Mi2.len();
 
 /// A repository with one backup, and what its volume holds.
 struct World {
