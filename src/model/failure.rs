@@ -62,11 +62,15 @@ impl FailureReason {
     pub const fn retry(self) -> Retry {
         use FailureReason::*;
         match self {
-            UploadFailed | UploadStalled | StoreUnavailable | Throttled | LockHeld | GuardLost | ScratchFailed => Retry::Yes,
+            UploadFailed | UploadStalled | StoreUnavailable | Throttled | LockHeld | GuardLost | ScratchFailed => {
+                Retry::Yes
+            }
             WorkerNotHeard | WorkerNotStarted | OutOfMemory | RecordMismatch => Retry::Yes,
             WorkerCrashed | Superseded => Retry::Free,
             AccessDenied | BucketMissing | WrongRegion | ClockSkew => Retry::Rarely,
-            SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => Retry::Never,
+            SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => {
+                Retry::Never
+            }
             VolumeNameInUse | BlockSizeMismatch | VolumeConfigMissing | RecordDamaged => Retry::Never,
             BadJobSpec | DeadlineExceeded | Cancelled | Bug => Retry::Never,
         }

@@ -228,6 +228,10 @@ mod tests {
         let late = AttemptId::new(2, [0; 10]);
         assert!(early < late);
         assert_eq!(late.as_str().parse::<AttemptId>(), Ok(late));
-        assert_eq!(AttemptId::new(1_469_918_176_385, [0; 10]).as_str(), "01ARYZ6S410000000000000000", "ULID spec example");
+        assert_eq!(
+            AttemptId::new(1_469_918_176_385, [0; 10]).as_str(),
+            "01ARYZ6S410000000000000000",
+            "ULID spec example"
+        );
     }
 }

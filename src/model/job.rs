@@ -44,7 +44,9 @@ pub struct JobSpec {
 pub enum StoreLocation {
     S3(S3Location),
     /// A directory below which `backupstore/` lies: NFS mounts, air-gapped nodes, tests.
-    Directory { path: PathBuf },
+    Directory {
+        path: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]

@@ -95,7 +95,10 @@ mod tests {
             for acknowledged in 0..=total {
                 let shown = percent(acknowledged, total, Completion::Open);
                 assert!(shown <= 99 && shown >= last, "{acknowledged} of {total}: {shown}");
-                assert!(u64::from(shown) * total <= acknowledged * 100, "{acknowledged} of {total}: {shown} is too much");
+                assert!(
+                    u64::from(shown) * total <= acknowledged * 100,
+                    "{acknowledged} of {total}: {shown} is too much"
+                );
                 last = shown;
             }
             assert_eq!(percent(total, total, Completion::Completed), 100);

@@ -52,7 +52,10 @@ pub struct Plan {
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// The record was acknowledged, read back and found equal, and the guard was seen whole after that (law 4).
-    Completed { backup: BackupName, adopted: bool },
+    Completed {
+        backup: BackupName,
+        adopted: bool,
+    },
     /// `failure` says why.
     Failed,
     Cancelled,
@@ -167,7 +170,12 @@ mod tests {
             sequence: 3,
             time,
             phase: Phase::Uploading,
-            progress: Progress { total_blocks: 9, acknowledged_blocks: 4, last_acknowledged_time: Some(time), ..Progress::default() },
+            progress: Progress {
+                total_blocks: 9,
+                acknowledged_blocks: 4,
+                last_acknowledged_time: Some(time),
+                ..Progress::default()
+            },
             requests: Requests::default(),
             plan: None,
             failure: Some(Failure::new(FailureReason::UploadFailed, "é\"".repeat(4000), Some("k".repeat(9000)), time)),
