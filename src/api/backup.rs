@@ -497,7 +497,7 @@ pub struct StoredAs {
 pub struct Queue {
     /// Since when.
     pub since: Time,
-    /// Which limit it waits for: Target, Namespace, Node, Operator or Driver.
+    /// Which limit it waits for: Target, Namespace, Node, Operator, Driver or Volume.
     pub limit: QueueLimit,
 }
 
@@ -509,6 +509,8 @@ pub enum QueueLimit {
     Node,
     Operator,
     Driver,
+    /// Another Backup of the same volume runs.
+    Volume,
 }
 
 /// One attempt.
