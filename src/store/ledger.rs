@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::scratch::{Bitmap, OrdinalTable, Placed, Scratch};
+use super::scratch::{Bitmap, NameTable, OrdinalTable, Placed, Scratch};
 use crate::model::BlockName;
 
 /// Proof that the store holds a block: it acknowledged the PUT, or a listing begun under this guard showed it.
@@ -27,6 +27,25 @@ impl Receipt {
     /// Bytes of the stored object.
     pub fn stored(&self) -> u32 {
         self.placed.stored
+    }
+}
+
+/// The receipts of one attempt by name, so that a block with the same bytes is not sent twice.
+#[derive(Debug)]
+pub struct Receipts(NameTable);
+
+impl Receipts {
+    /// For at most `capacity` different blocks.
+    pub fn create(scratch: &Scratch, capacity: u64) -> io::Result<Self> {
+        NameTable::create(scratch, capacity).map(Self)
+    }
+
+    pub fn keep(&mut self, receipt: &Receipt) -> io::Result<()> {
+        self.0.insert(&receipt.placed)
+    }
+
+    pub fn find(&self, name: &BlockName) -> io::Result<Option<Receipt>> {
+        Ok(self.0.find(name)?.map(|placed| Receipt { placed }))
     }
 }
 
