@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod client;
+pub mod codec;
 pub mod credentials;
 pub mod directory;
 pub mod error;
