@@ -336,6 +336,7 @@ impl Worker<'_> {
             scratch: &self.scratch,
             mode: job.mode,
             block_size: settled.block_size,
+            compression: settled.compression,
             concurrency: job.limits.concurrency,
             max_bytes_per_second: job.limits.max_bytes_per_second,
             cancel: self.attempt.cancel.clone(),

@@ -27,7 +27,7 @@ use super::{
     pace::Pace,
 };
 use crate::{
-    model::{BlockName, BlockSize, FailureReason, Progress, job::Mode, limits},
+    model::{BlockName, BlockSize, Compression, FailureReason, Progress, job::Mode, limits},
     store::{
         codec,
         error::StoreError,
@@ -65,6 +65,7 @@ pub struct Plan<'a> {
     pub scratch: &'a Scratch,
     pub mode: Mode,
     pub block_size: BlockSize,
+    pub compression: Compression,
     pub concurrency: Option<u32>,
     pub max_bytes_per_second: Option<u64>,
     pub cancel: CancellationToken,
@@ -120,7 +121,7 @@ enum Event {
 impl<'a> Pipeline<'a> {
     pub fn new(plan: Plan<'a>, ledger: Ledger, journal: Journal, threads: Threads) -> std::io::Result<Self> {
         let block_len = plan.block_size.len();
-        let bodies = Pool::new(limits::buffers(plan.block_size), codec::max_encoded_len(block_len));
+        let bodies = Pool::new(limits::buffers(plan.block_size), codec::max_encoded_len(plan.compression, block_len));
         let receipts = Receipts::create(plan.scratch, ledger.counts().total)?;
         let concurrency = Concurrency::new(plan.concurrency);
         let pace = Pace::new(plan.max_bytes_per_second);
