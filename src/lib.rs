@@ -1,5 +1,6 @@
 //! Tidemark: backs up Kubernetes volumes block by block, with a progress that cannot lie.
 
+pub mod api;
 pub mod model;
 pub mod store;
 pub mod telemetry;
