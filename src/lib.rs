@@ -5,4 +5,6 @@ pub mod controller;
 pub mod http;
 pub mod metrics;
 pub mod model;
+pub mod store;
 pub mod telemetry;
+pub mod worker;

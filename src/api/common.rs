@@ -118,7 +118,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
     let mut seconds = 0_u64;
     let mut rest = text;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|digits| (1..=6).contains(digits))?;
         let number: u64 = rest[..digits].parse().ok()?;
         let unit = match rest.as_bytes()[digits] {
             b'h' => 3600,

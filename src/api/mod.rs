@@ -4,6 +4,11 @@
 //! * `conditions` condition types and reasons as closed lists, and the arithmetic of `lastTransitionTime`
 //! * `backup`     `Backup`, one volume at one point in time
 //! * `target`     `ClusterBackupTarget`, a bucket and who may use it
+//! * `parse`      from what users wrote to the model's values, with errors that name the field and the cure
+//! * `secret`     the credential secret in Longhorn's keys, and spec over secret
+//! * `status`     from the model's counters to what status says of them
+//! * `crds`       the CRDs, finished for a real API server
+//! * `reference`  the documentation page of the kinds, written from the same schema
 //!
 //! The API server holds what CEL can see (one-of, immutability, the status laws); what it cannot see becomes a
 //! condition elsewhere. Nothing here talks to a server or reads a clock.
@@ -11,9 +16,16 @@
 pub mod backup;
 pub mod common;
 pub mod conditions;
+pub mod crds;
+pub mod parse;
+pub mod reference;
+pub mod secret;
+pub mod status;
 pub mod target;
 
 pub use backup::{Backup, BackupSpec, BackupState, BackupStatus};
 pub use common::{GROUP, InvalidField, TargetKind, TargetRef, VERSION};
 pub use conditions::{Cause, Claim, ConditionType, Reason, Truth};
+pub use crds::{crd_files, crds, crds_yaml};
+pub use secret::{InvalidSecret, ResolvedLocation, SecretSettings};
 pub use target::{ClusterBackupTarget, ClusterBackupTargetSpec, ClusterBackupTargetStatus};

@@ -143,7 +143,7 @@ impl std::fmt::Display for FailureReason {
 #[error("{reason}: {message}")]
 pub struct Failure {
     pub reason: FailureReason,
-    /// What was tried, on which object, and what was seen; at most 1000 characters.
+    /// What was tried, on which object, and what was seen; at most 1000 bytes.
     pub message: String,
     /// The key or path at which it happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,16 +152,27 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Messages are cut here so that a report always fits its carrier.
-    pub const MESSAGE_CHARS_MAX: usize = 1000;
+    /// Messages are cut here so that a report always fits its carrier: 1000 + 400 bytes, doubled by JSON escapes, are 2800.
+    pub const MESSAGE_BYTES_MAX: usize = 1000;
+    pub const OBJECT_BYTES_MAX: usize = 400;
 
     pub fn new(reason: FailureReason, message: impl Into<String>, object: Option<String>, time: Timestamp) -> Self {
-        let message: String = message.into();
-        let message = match message.char_indices().nth(Self::MESSAGE_CHARS_MAX) {
-            Some((end, _)) => format!("{}…", &message[..end]),
-            None => message,
-        };
-        let object = object.map(|o| o.chars().take(400).collect());
+        let message = printable(&message.into(), Self::MESSAGE_BYTES_MAX);
+        let object = object.map(|o| printable(&o, Self::OBJECT_BYTES_MAX));
         Self { reason, message, object, time }
     }
+}
+
+/// One line of at most `bytes_max` bytes; control characters become blanks.
+fn printable(text: &str, bytes_max: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        if out.len() + c.len_utf8() > bytes_max - '…'.len_utf8() {
+            out.push('…');
+            break;
+        }
+        out.push(c);
+    }
+    out
 }

@@ -178,7 +178,7 @@ mod tests {
             },
             requests: Requests::default(),
             plan: None,
-            failure: Some(Failure::new(FailureReason::UploadFailed, "é\"".repeat(4000), Some("k".repeat(9000)), time)),
+            failure: Some(Failure::new(FailureReason::UploadFailed, "seen", None, time)),
             outcome: Some(Outcome::Failed),
         }
     }
@@ -186,9 +186,15 @@ mod tests {
     #[test]
     fn a_report_survives_its_line_and_fits_the_carrier() {
         let key = ReportKey::new([1; 32]);
-        let line = report().encode(&key);
-        assert!(line.len() <= limits::REPORT_BYTES_MAX, "{} bytes", line.len());
-        assert_eq!(Report::decode(&line, &key), Ok(report()));
+        for worst in ["é\"", "\u{1}", "\\", "𝄞"] {
+            let mut report = report();
+            let time = report.time;
+            let (message, object) = (worst.repeat(4000), worst.repeat(4000));
+            report.failure = Some(Failure::new(FailureReason::UploadFailed, message, Some(object), time));
+            let line = report.encode(&key);
+            assert!(line.len() <= limits::REPORT_BYTES_MAX, "{worst:?}: {} bytes", line.len());
+            assert_eq!(Report::decode(&line, &key), Ok(report));
+        }
     }
 
     #[test]

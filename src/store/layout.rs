@@ -1,0 +1,112 @@
+//! Keys of Longhorn's backupstore and of our journal, below a location's root.
+//!
+//! `backupstore/volumes/<h0h1>/<h2h3>/<volume>/…` with h = SHA-512 of the volume's name (longhorn backupstore
+//! `util.go`, `getVolumePath`); blocks are sharded by their own name.
+
+use crate::model::{AttemptId, BackupName, BlockName, VolumeName};
+
+/// The fixed folder below every target.
+pub const BASE: &str = "backupstore/";
+/// Below it, every volume.
+pub const VOLUMES: &str = "backupstore/volumes/";
+
+/// The keys of one volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeLayout {
+    root: String,
+}
+
+impl VolumeLayout {
+    pub fn new(volume: &VolumeName) -> Self {
+        let shard = volume.shard();
+        Self { root: format!("{VOLUMES}{}/{}/{volume}/", &shard[..2], &shard[2..]) }
+    }
+
+    /// The volume's folder, with its slash.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    pub fn config(&self) -> String {
+        format!("{}volume.cfg", self.root)
+    }
+
+    pub fn backups(&self) -> String {
+        format!("{}backups/", self.root)
+    }
+
+    pub fn backup(&self, name: &BackupName) -> String {
+        format!("{}backups/backup_{name}.cfg", self.root)
+    }
+
+    pub fn blocks(&self) -> String {
+        format!("{}blocks/", self.root)
+    }
+
+    pub fn block(&self, name: &BlockName) -> String {
+        let hex = name.to_string();
+        format!("{}blocks/{}/{}/{hex}.blk", self.root, &hex[..2], &hex[2..4])
+    }
+
+    pub fn locks(&self) -> String {
+        format!("{}locks/", self.root)
+    }
+
+    pub fn lock(&self, attempt: &AttemptId) -> String {
+        format!("{}locks/lock-{}.lck", self.root, attempt.short())
+    }
+
+    /// Journals of all attempts of one Backup.
+    pub fn journals(&self, backup_uid: &str) -> String {
+        format!("{}tidemark/{backup_uid}/", self.root)
+    }
+
+    pub fn attempt(&self, backup_uid: &str, attempt: &AttemptId) -> String {
+        format!("{}{attempt}/attempt.json", self.journals(backup_uid))
+    }
+
+    pub fn segment(&self, backup_uid: &str, attempt: &AttemptId, sequence: u32) -> String {
+        format!("{}{attempt}/{sequence:08}.jnl", self.journals(backup_uid))
+    }
+}
+
+/// The block a key of a `blocks/` listing names; `None` for anything else that lies there.
+pub fn block_of_key(key: &str) -> Option<BlockName> {
+    let hex = key.strip_suffix(".blk")?.rsplit('/').next()?;
+    hex.parse().ok()
+}
+
+/// The backup a key of a `backups/` listing names.
+pub fn backup_of_key(key: &str) -> Option<BackupName> {
+    let file = key.rsplit('/').next()?;
+    file.strip_prefix("backup_")?.strip_suffix(".cfg")?.parse().ok()
+}
+
+/// The volume a key below `backupstore/volumes/` belongs to.
+pub fn volume_of_key(key: &str) -> Option<VolumeName> {
+    key.strip_prefix(VOLUMES)?.split('/').nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_longhorns() {
+        let layout = VolumeLayout::new(&"pvc-demo".parse().expect("valid"));
+        let name = "8353b7391f5ff41abd1f752583ee19f1a61ab196d5ff174287fc22b0c5ef43d5".parse().expect("valid");
+        let key = layout.block(&name);
+        assert_eq!(
+            key,
+            "backupstore/volumes/05/86/pvc-demo/blocks/83/53/8353b7391f5ff41abd1f752583ee19f1a61ab196d5ff174287fc22b0c5ef43d5.blk"
+        );
+        assert_eq!(block_of_key(&key), Some(name));
+        let record = layout.backup(&"backup-demo1".parse().expect("valid"));
+        assert_eq!(record, "backupstore/volumes/05/86/pvc-demo/backups/backup_backup-demo1.cfg");
+        assert_eq!(backup_of_key(&record).map(String::from), Some("backup-demo1".into()));
+        assert_eq!(volume_of_key(&record).map(String::from), Some("pvc-demo".into()));
+        for stray in ["x/blocks/a.tmp.123", "x/blocks/00/11/short.blk", "backups/other.cfg"] {
+            assert!(block_of_key(stray).is_none() && backup_of_key(stray).is_none(), "{stray}");
+        }
+    }
+}

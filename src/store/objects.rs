@@ -1,0 +1,122 @@
+//! The boundary to object storage: six verbs, two backends (S3, a directory), and any number of decorators.
+//!
+//! What every implementation owes its caller, and the conformance suite checks:
+//! * `put` answers `Ok` only after the object is durable and visible to GET, HEAD and LIST;
+//! * HEAD and GET of a missing object are `Ok(None)`; every other doubt is an error;
+//! * keys of a listing ascend strictly by bytes, within and across pages, and the last page has no token.
+
+use std::{fs::File, sync::Arc};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+
+use super::error::StoreError;
+
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// Object storage as the protocol needs it. Keys are relative to the location's root and never start with `/`.
+pub trait Objects: Send + Sync {
+    fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored>;
+    /// The whole object or a range of it; refused above `bytes_max`.
+    fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>>;
+    fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>>;
+    /// One page of the keys that start with `prefix`, after `token`.
+    fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page>;
+    /// Removes these keys; a missing one is no error. At most 1000.
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()>;
+    /// Read the credentials again. `true` if they changed.
+    fn refresh_credentials(&self) -> Answer<'_, bool> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+}
+
+/// The bytes of a PUT, cheap to clone for a retry.
+#[derive(Debug, Clone)]
+pub enum Body {
+    Bytes(Bytes),
+    /// A scratch file from its start, for records too large for memory.
+    File {
+        file: Arc<File>,
+        len: u64,
+    },
+}
+
+impl Body {
+    pub fn len(&self) -> u64 {
+        match self {
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::File { len, .. } => *len,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Sent only where the target's probe saw conditional writes work; elsewhere `IfAbsent` is an ordinary PUT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutCondition {
+    Always,
+    /// `If-None-Match: *`
+    IfAbsent,
+    /// `If-Match: <etag>`
+    IfMatch(String),
+}
+
+/// What to read. `bytes_max` bounds memory whatever the server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    pub offset: u64,
+    /// Absent: to the end.
+    pub len: Option<u64>,
+    pub bytes_max: u64,
+}
+
+impl Range {
+    pub const fn whole(bytes_max: u64) -> Self {
+        Self { offset: 0, len: None, bytes_max }
+    }
+
+    pub const fn part(offset: u64, len: u64) -> Self {
+        Self { offset, len: Some(len), bytes_max: len }
+    }
+}
+
+/// The answer to an acknowledged PUT.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    pub etag: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    pub bytes: Bytes,
+    pub meta: Meta,
+}
+
+/// An object without its bytes. Two metas that are equal are the same object for our purposes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Bytes of the whole object.
+    pub size: u64,
+    pub etag: Option<String>,
+    /// By the server's clock.
+    pub modified: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub meta: Meta,
+    /// Glacier and the like: listed, but not readable.
+    pub is_archived: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Page {
+    pub entries: Vec<Entry>,
+    /// Absent on the last page.
+    pub next: Option<String>,
+}

@@ -1,0 +1,314 @@
+//! The S3 backend: the only file that names the SDK (but for its credential types).
+//!
+//! The SDK neither retries nor times out nor adds checksums for us: all three are decided one layer up, where they are
+//! counted. Over TLS the payload is not hashed for the signature; over plain HTTP it is.
+
+use aws_sdk_s3::{
+    Client,
+    config::{
+        BehaviorVersion, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+        StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
+    },
+    error::{ProvideErrorMetadata, SdkError},
+    operation::put_object::builders::PutObjectFluentBuilder,
+    primitives::{ByteStream, DateTime, SdkBody},
+    types::{Delete, ObjectIdentifier, ObjectStorageClass, ServerSideEncryption, StorageClass},
+};
+use aws_smithy_http_client::tls;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+
+use super::{
+    credentials::{CredentialSource, Current},
+    error::{ErrorKind, StoreError},
+    objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
+};
+use crate::model::{FailureReason, job::S3Location, limits};
+
+/// One bucket and prefix.
+#[derive(Debug)]
+pub struct S3 {
+    client: Client,
+    location: S3Location,
+    credentials: Current,
+    is_tls: bool,
+}
+
+impl S3 {
+    pub fn open(location: &S3Location, credentials: CredentialSource) -> Result<Self, StoreError> {
+        let credentials = Current::open(credentials)?;
+        let config = configure(location, &credentials)?;
+        let is_tls = location.endpoint.as_deref().is_none_or(|e| e.starts_with("https://"));
+        Ok(Self { client: Client::from_conf(config), location: location.clone(), credentials, is_tls })
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.location.prefix)
+    }
+
+    fn put_request(&self, key: &str, condition: &PutCondition) -> PutObjectFluentBuilder {
+        let sse = self.location.server_side_encryption.as_ref();
+        let mut request = self.client.put_object().bucket(&self.location.bucket).key(self.key(key));
+        request = request.set_storage_class(self.location.storage_class.as_deref().map(StorageClass::from));
+        request = request.set_server_side_encryption(sse.map(|s| ServerSideEncryption::from(s.algorithm.as_str())));
+        request = request.set_ssekms_key_id(sse.and_then(|s| s.kms_key_id.clone()));
+        match condition {
+            PutCondition::IfAbsent if self.location.conditional_writes => request.if_none_match("*"),
+            PutCondition::IfMatch(etag) if self.location.conditional_writes => request.if_match(etag),
+            _ => request,
+        }
+    }
+
+    async fn send_put(&self, key: &str, body: Body, condition: &PutCondition) -> Result<Stored, StoreError> {
+        let request = self.put_request(key, condition).content_length(i64::try_from(body.len()).unwrap_or(i64::MAX));
+        let request = request.body(stream(body).map_err(|e| StoreError::new(ErrorKind::Unavailable, "PUT", key, e))?);
+        let request = request.customize();
+        let request = if self.is_tls { request.disable_payload_signing() } else { request };
+        let reply = request.send().await.map_err(|error| classify("PUT", key, &error))?;
+        Ok(Stored { etag: reply.e_tag })
+    }
+
+    async fn send_get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
+        let request = self.client.get_object().bucket(&self.location.bucket).key(self.key(key));
+        let wanted = match (range.offset, range.len) {
+            (0, None) => None,
+            (offset, None) => Some(format!("bytes={offset}-")),
+            (offset, Some(len)) => Some(format!("bytes={offset}-{}", offset + len.max(1) - 1)),
+        };
+        let reply = match request.set_range(wanted).send().await {
+            Ok(reply) => reply,
+            Err(error) if is_code(&error, &["NoSuchKey"]) => return Ok(None),
+            Err(error) => return Err(classify("GET", key, &error)),
+        };
+        let whole = reply.content_range().and_then(|r| r.rsplit('/').next()).and_then(|n| n.parse().ok());
+        let len = u64::try_from(reply.content_length.unwrap_or_default()).unwrap_or_default();
+        if len > range.bytes_max {
+            let seen = format!("it is {len} bytes, at most {} are read", range.bytes_max);
+            return Err(StoreError::new(ErrorKind::Damaged, "GET", key, seen));
+        }
+        let meta = Meta {
+            size: whole.unwrap_or(len),
+            etag: reply.e_tag.clone(),
+            modified: reply.last_modified.as_ref().and_then(timestamp),
+        };
+        let bytes = collect(key, reply.body, len).await?;
+        Ok(Some(Fetched { bytes, meta }))
+    }
+
+    async fn send_head(&self, key: &str) -> Result<Option<Meta>, StoreError> {
+        let request = self.client.head_object().bucket(&self.location.bucket).key(self.key(key));
+        match request.send().await {
+            Ok(reply) => Ok(Some(Meta {
+                size: u64::try_from(reply.content_length.unwrap_or_default()).unwrap_or_default(),
+                etag: reply.e_tag,
+                modified: reply.last_modified.as_ref().and_then(timestamp),
+            })),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(classify("HEAD", key, &error)),
+        }
+    }
+
+    async fn send_list(&self, prefix: &str, token: Option<String>) -> Result<Page, StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
+        let request = request.max_keys(limits::LIST_PAGE).set_continuation_token(token.clone());
+        let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
+        let refuse = |seen: &str| Err(StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen));
+        let next = reply.next_continuation_token.clone();
+        match (reply.is_truncated.unwrap_or_default(), &next) {
+            (true, None) => return refuse("the answer is truncated and has no token to go on with"),
+            (true, Some(_)) if next == token => return refuse("the server answered with the token it was sent"),
+            _ => {}
+        }
+        let mut entries = Vec::with_capacity(reply.contents().len());
+        for object in reply.contents() {
+            let Some(key) = object.key().and_then(|k| k.strip_prefix(&self.location.prefix)) else {
+                return refuse("the answer names an object outside the prefix that was asked for");
+            };
+            if !key.starts_with(prefix) {
+                return refuse("the answer names an object outside the prefix that was asked for");
+            }
+            let Some(size) = object.size().and_then(|s| u64::try_from(s).ok()) else {
+                return refuse("the answer names an object without its size");
+            };
+            entries.push(Entry {
+                key: key.to_owned(),
+                meta: Meta { size, etag: object.e_tag.clone(), modified: object.last_modified().and_then(timestamp) },
+                is_archived: matches!(
+                    object.storage_class(),
+                    Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive)
+                ),
+            });
+        }
+        Ok(Page { entries, next: next.filter(|_| reply.is_truncated.unwrap_or_default()) })
+    }
+
+    async fn send_delete(&self, keys: &[String]) -> Result<(), StoreError> {
+        let first = keys.first().map_or("", String::as_str);
+        if let [key] = keys {
+            let request = self.client.delete_object().bucket(&self.location.bucket).key(self.key(key));
+            request.send().await.map_err(|error| classify("DELETE", key, &error))?;
+            return Ok(());
+        }
+        let invalid = |e: &dyn std::fmt::Display| StoreError::new(ErrorKind::Unavailable, "DELETE", first, e);
+        let mut names = Vec::with_capacity(keys.len());
+        for key in keys {
+            names.push(ObjectIdentifier::builder().key(self.key(key)).build().map_err(|e| invalid(&e))?);
+        }
+        let batch = Delete::builder().set_objects(Some(names)).quiet(true).build().map_err(|e| invalid(&e))?;
+        let request = self.client.delete_objects().bucket(&self.location.bucket).delete(batch);
+        let reply = request.send().await.map_err(|error| classify("DELETE", first, &error))?;
+        match reply.errors().first() {
+            None => Ok(()),
+            Some(error) => {
+                let (key, code) = (error.key().unwrap_or("?"), error.code().unwrap_or("?"));
+                let seen = format!("{} of {} keys stay: {code}", reply.errors().len(), keys.len());
+                Err(StoreError::new(ErrorKind::Unavailable, "DELETE", key, seen))
+            }
+        }
+    }
+}
+
+impl Objects for S3 {
+    fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored> {
+        Box::pin(async move { self.send_put(key, body, &condition).await })
+    }
+    fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>> {
+        Box::pin(self.send_get(key, range))
+    }
+    fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>> {
+        Box::pin(self.send_head(key))
+    }
+    fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
+        Box::pin(self.send_list(prefix, token))
+    }
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+        Box::pin(self.send_delete(keys))
+    }
+    fn refresh_credentials(&self) -> Answer<'_, bool> {
+        Box::pin(std::future::ready(self.credentials.refresh()))
+    }
+}
+
+fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3::Config, StoreError> {
+    let mut roots = tls::TrustStore::default();
+    if let Some(pem) = &location.ca_bundle {
+        roots = roots.with_pem_certificate(pem.as_bytes());
+    }
+    let context = tls::TlsContext::builder().with_trust_store(roots).build().map_err(|error| {
+        let seen = format!("{error}; caBundle must be PEM certificates");
+        StoreError::new(ErrorKind::Refused(FailureReason::AccessDenied), "OPEN", &location.bucket, seen)
+    })?;
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+        .tls_context(context)
+        .build_https();
+    let mut config = aws_sdk_s3::Config::builder();
+    config.set_endpoint_url(location.endpoint.clone());
+    Ok(config
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(location.region.clone()))
+        .force_path_style(location.force_path_style)
+        .credentials_provider(credentials.provider())
+        .identity_cache(IdentityCache::no_cache())
+        .http_client(http)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(limits::CONNECT_DEADLINE).build())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .build())
+}
+
+fn stream(body: Body) -> std::io::Result<ByteStream> {
+    match body {
+        Body::Bytes(bytes) => Ok(ByteStream::new(SdkBody::from(bytes))),
+        Body::File { file, len } => Ok(ByteStream::from_body_1_x(super::scratch::FileBody::new(file, len))),
+    }
+}
+
+/// Reads a body to its end; an answer of another length than its header says is no answer.
+async fn collect(key: &str, mut body: ByteStream, len: u64) -> Result<Bytes, StoreError> {
+    let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or_default());
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|e| StoreError::new(ErrorKind::Unavailable, "GET", key, e))?;
+        if (bytes.len() + chunk.len()) as u64 > len {
+            break;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if bytes.len() as u64 != len {
+        let seen = format!("the answer ended after {} of {len} bytes", bytes.len());
+        return Err(StoreError::new(ErrorKind::Unavailable, "GET", key, seen));
+    }
+    Ok(bytes.freeze())
+}
+
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
+}
+
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|r| r.status().as_u16())
+}
+
+fn is_code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>, codes: &[&str]) -> bool {
+    error.as_service_error().and_then(ProvideErrorMetadata::code).is_some_and(|code| codes.contains(&code))
+}
+
+fn classify<E>(action: &'static str, key: &str, error: &SdkError<E, HttpResponse>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let status = status(error);
+    let service = error.as_service_error();
+    let code = service.and_then(ProvideErrorMetadata::code).unwrap_or_default();
+    let message = service.and_then(ProvideErrorMetadata::message).unwrap_or_default();
+    let (kind, cure) = classify_code(status, code);
+    let seen = match (status, code) {
+        (Some(status), "") => format!("HTTP {status}{cure}"),
+        (Some(status), code) => format!("HTTP {status} {code}: {message}{cure}"),
+        (None, _) => describe_dispatch(error),
+    };
+    StoreError::new(kind, action, key, seen)
+}
+
+/// What an S3 error code means for us (AWS "Error responses", with the words other servers use).
+fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
+    use FailureReason::{AccessDenied, BucketMissing, ClockSkew, WrongRegion};
+    match (code, status) {
+        ("SlowDown" | "ServiceUnavailable" | "TooManyRequests" | "RequestLimitExceeded", _) | (_, Some(429 | 503)) => {
+            (ErrorKind::Throttled, "")
+        }
+        ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => {
+            (ErrorKind::Expired, "; renew the session in the secret")
+        }
+        ("NoSuchBucket", _) => (ErrorKind::Refused(BucketMissing), "; create the bucket or correct its name"),
+        ("PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _)
+        | (_, Some(301 | 307)) => (ErrorKind::Refused(WrongRegion), "; correct the region of the target"),
+        ("RequestTimeTooSkewed", _) => (ErrorKind::Refused(ClockSkew), "; set this node's clock"),
+        ("InvalidAccessKeyId" | "NotSignedUp", _) => {
+            (ErrorKind::Refused(AccessDenied), "; the access key is unknown there: correct the secret")
+        }
+        ("SignatureDoesNotMatch", _) => {
+            (ErrorKind::Refused(AccessDenied), "; the secret key does not fit the access key: correct the secret")
+        }
+        ("PreconditionFailed" | "ConditionalRequestConflict", _) | (_, Some(409 | 412)) => {
+            (ErrorKind::Precondition, "")
+        }
+        (_, Some(401 | 403)) => (ErrorKind::Refused(AccessDenied), "; allow this key the request"),
+        (_, Some(400 | 404 | 405 | 411 | 413 | 501)) => (ErrorKind::Unavailable, ""),
+        _ => (ErrorKind::Unavailable, ""),
+    }
+}
+
+/// The innermost cause of a request that got no answer: `connection refused` beats `dispatch failure`.
+fn describe_dispatch<E: std::error::Error + 'static>(error: &SdkError<E, HttpResponse>) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    let mut text = cause.to_string();
+    while let Some(next) = cause.source() {
+        cause = next;
+        text = cause.to_string();
+    }
+    format!("no answer: {text}")
+}

@@ -1,0 +1,434 @@
+//! One attempt, top down: from a `JobSpec` to a sealed record, or to a failure that says what happened.
+//!
+//! ```text
+//! source ▶ survey ▶ plan ▶ lock ▶ marker ▶ listing ▶ volume.cfg ▶ predecessors ▶ resume ▶ blocks ▶ seal ▶ tidy up
+//! ```
+//! Reading and hashing begin before the lock has settled when there is nothing to resume; nothing is sent before the
+//! guard stands.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    compute::{Threads, Work},
+    pipeline::{Pipeline, PipelineError, Plan},
+    resume,
+    source::{Source, SourceError},
+};
+use crate::{
+    model::{
+        BackupName, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Phase, Progress, Report,
+        job::Mode,
+        report::{Plan as ReportedPlan, REPORT_VERSION},
+    },
+    store::{
+        self, adopt,
+        client::Client,
+        error::{ErrorKind, StoreError},
+        guard::{self, Guard, Holder, Timing},
+        journal::{self, AttemptFile, Identity, Journal, Predecessors},
+        layout::VolumeLayout,
+        ledger::Ledger,
+        listing::Listing,
+        objects::Objects,
+        record::{self, RecordHead, VolumeConfig, label, rfc3339},
+        scratch::Scratch,
+        seal,
+        survey::{self, Survey},
+    },
+    telemetry,
+};
+
+/// Everything one attempt needs.
+pub struct Attempt {
+    pub job: JobSpec,
+    pub objects: Arc<dyn Objects>,
+    pub scratch_dir: PathBuf,
+    pub timing: Timing,
+    pub cancel: CancellationToken,
+}
+
+/// Why an attempt ended without a record.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    #[error("Scratch: {0}; name a directory with room by --scratch-dir")]
+    Scratch(#[from] std::io::Error),
+}
+
+impl AttemptError {
+    fn reason(&self) -> FailureReason {
+        match self {
+            AttemptError::Store(error) | AttemptError::Pipeline(PipelineError::Store(error)) => error.reason(),
+            AttemptError::Source(error) => error.reason,
+            AttemptError::Pipeline(PipelineError::Source { reason, .. }) => *reason,
+            AttemptError::Pipeline(PipelineError::Cancelled) => FailureReason::Cancelled,
+            AttemptError::Pipeline(PipelineError::Bug(_)) => FailureReason::Bug,
+            AttemptError::Scratch(_) | AttemptError::Pipeline(PipelineError::Scratch(_)) => FailureReason::ScratchFailed,
+        }
+    }
+
+    fn object(&self) -> Option<String> {
+        match self {
+            AttemptError::Store(error) | AttemptError::Pipeline(PipelineError::Store(error)) => Some(error.key.clone()),
+            AttemptError::Source(error) => Some(error.path.display().to_string()),
+            AttemptError::Pipeline(PipelineError::Source { ordinal, .. }) => Some(format!("block {ordinal}")),
+            AttemptError::Scratch(_) | AttemptError::Pipeline(_) => None,
+        }
+    }
+}
+
+/// Runs the attempt. Every change is told through `reports`; the last one, which is returned too, has an outcome.
+pub async fn run(attempt: Attempt, reports: watch::Sender<Report>) -> Report {
+    let job = &attempt.job;
+    let total = job.deadlines.total.duration_since(telemetry::now());
+    let total = Duration::try_from(total).unwrap_or(Duration::ZERO);
+    let stall = Duration::from_secs(job.deadlines.stall_seconds);
+    let client = Client::new(Arc::clone(&attempt.objects), stall, total);
+    let tell = Teller { reports, client: client.clone() };
+    let worker = Worker { attempt: &attempt, client, tell: &tell, scratch: Scratch::new(&attempt.scratch_dir) };
+    let ended = tokio::select! {
+        biased;
+        ended = worker.run() => ended,
+        // The pipeline ends itself in order; everything before and after it may simply stop.
+        () = cancelled(&attempt.cancel) => Err(AttemptError::Pipeline(PipelineError::Cancelled)),
+    };
+    tell.end(ended)
+}
+
+/// The pipeline needs a moment to journal after a cancellation.
+async fn cancelled(cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+}
+
+/// The first report of an attempt.
+pub fn first_report(job: &JobSpec) -> Report {
+    Report {
+        v: REPORT_VERSION,
+        attempt: job.attempt.clone(),
+        pod: job.pod.clone(),
+        sequence: 0,
+        time: telemetry::now(),
+        phase: Phase::Planning,
+        progress: Progress::default(),
+        requests: crate::model::Requests::default(),
+        plan: None,
+        failure: None,
+        outcome: None,
+    }
+}
+
+struct Teller {
+    reports: watch::Sender<Report>,
+    client: Client,
+}
+
+impl Teller {
+    fn change(&self, change: impl FnOnce(&mut Report)) {
+        let requests = self.client.requests();
+        self.reports.send_modify(|report| {
+            report.requests = requests;
+            report.time = telemetry::now();
+            change(report);
+        });
+    }
+
+    fn phase(&self, phase: Phase) {
+        self.change(|report| report.phase = phase);
+    }
+
+    fn progress(&self, progress: Progress) {
+        self.change(|report| report.progress = progress);
+    }
+
+    fn end(&self, ended: Result<Outcome, AttemptError>) -> Report {
+        self.change(|report| {
+            report.phase = Phase::Ended;
+            report.progress.in_flight_blocks = 0;
+            match ended {
+                Ok(outcome) => report.outcome = Some(outcome),
+                Err(error) => {
+                    let reason = error.reason();
+                    tracing::error!(%error, %reason, "Attempt failed");
+                    report.failure = Some(Failure::new(reason, error.to_string(), error.object(), report.time));
+                    let is_cancelled = reason == FailureReason::Cancelled;
+                    report.outcome = Some(if is_cancelled { Outcome::Cancelled } else { Outcome::Failed });
+                }
+            }
+        });
+        self.reports.borrow().clone()
+    }
+}
+
+struct Worker<'a> {
+    attempt: &'a Attempt,
+    client: Client,
+    tell: &'a Teller,
+    scratch: Scratch,
+}
+
+/// What is fixed once source and store were looked at.
+struct Settled {
+    layout: VolumeLayout,
+    source: Arc<Source>,
+    survey: Survey,
+    block_size: BlockSize,
+    compression: Compression,
+    identity: Identity,
+    predecessors: Predecessors,
+    record: BackupName,
+}
+
+impl Worker<'_> {
+    async fn run(&self) -> Result<Outcome, AttemptError> {
+        let settled = self.settle().await?;
+        let ledger = self.plan(&settled)?;
+        let early = settled.predecessors.attempts.is_empty();
+        let threads = if early { Some(self.start(&settled, &ledger)?) } else { None };
+        let job = &self.attempt.job;
+        let holder = Holder {
+            layout: settled.layout.clone(),
+            volume: job.volume.clone(),
+            backup_uid: job.backup_uid.clone(),
+            attempt: job.attempt.clone(),
+            timing: self.attempt.timing,
+        };
+        let locked = guard::lock(&self.client, holder).await?;
+        let file = AttemptFile { identity: settled.identity.clone(), record: settled.record.clone() };
+        let file = Bytes::from(serde_json::to_vec(&file).expect("an attempt has string keys only"));
+        let guard = match locked.stand(file, settled.compression).await {
+            Ok(guard) => guard,
+            Err((locked, error)) => {
+                locked.release().await;
+                return Err(error.into());
+            }
+        };
+        let backed_up = self.under_guard(&guard, &settled, ledger, threads).await;
+        match backed_up {
+            Ok((sealed, new_blocks, adopted)) => {
+                let backup = sealed.record.clone();
+                // Law 4: true from here on. What follows tidies up, and may be cut short.
+                let journals = self.journal_keys(&settled).await;
+                sealed.finish(guard, new_blocks, journals).await;
+                Ok(Outcome::Completed { backup, adopted })
+            }
+            Err(error) => {
+                let _ = tokio::time::timeout(Duration::from_secs(2), guard.release()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Source and store, looked at without a guard.
+    async fn settle(&self) -> Result<Settled, AttemptError> {
+        let job = &self.attempt.job;
+        let source = Arc::new(Source::open(&job.source)?);
+        let layout = VolumeLayout::new(&job.volume);
+        let survey = survey::survey(&self.client, &layout).await?;
+        survey.check_owner(&job.volume, &job.owner)?;
+        let (block_size, compression) = (survey.block_size(job.block_size), survey.compression(job.compression));
+        let predecessors = journal::predecessors(&self.client, &layout, &job.backup_uid, &job.attempt).await?;
+        let identity = Identity {
+            format: 1,
+            backup_uid: job.backup_uid.clone(),
+            volume: job.volume.clone(),
+            volume_bytes: source.bytes(),
+            block_size,
+            compression,
+            mode: job.mode,
+            source: source.identity().clone(),
+        };
+        let record = BackupName::of_attempt(&job.backup_uid, &job.attempt);
+        Ok(Settled { layout, source, survey, block_size, compression, identity, predecessors, record })
+    }
+
+    fn plan(&self, settled: &Settled) -> Result<Ledger, AttemptError> {
+        let candidates = settled.source.plan(settled.block_size)?;
+        let volume_bytes = settled.source.bytes();
+        let ledger = Ledger::new(candidates, settled.block_size.count(volume_bytes), &self.scratch)?;
+        self.tell.change(|report| {
+            report.progress.total_blocks = ledger.counts().total;
+            report.plan = Some(ReportedPlan {
+                volume_bytes,
+                block_size: settled.block_size,
+                compression: settled.compression,
+                parent: settled.survey.parent.as_ref().map(|p| p.name.clone()),
+            });
+        });
+        Ok(ledger)
+    }
+
+    fn start(&self, settled: &Settled, ledger: &Ledger) -> std::io::Result<Threads> {
+        Threads::start(Work {
+            source: Arc::clone(&settled.source),
+            plan: ledger.open().clone(),
+            block_size: settled.block_size,
+            compression: settled.compression,
+        })
+    }
+
+    async fn under_guard(
+        &self,
+        guard: &Guard,
+        settled: &Settled,
+        mut ledger: Ledger,
+        threads: Option<Threads>,
+    ) -> Result<(seal::Sealed, u64, bool), AttemptError> {
+        let listing = Listing::read(guard, &self.scratch, settled.block_size, settled.compression).await?;
+        let config = self.volume_config(settled);
+        survey::ensure_config(guard, &settled.survey, &listing, &config).await?;
+        if let Some((sealed, record)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
+            self.tell.change(|report| {
+                let blocks = record.blocks.len() as u64;
+                let progress = Progress { total_blocks: blocks, acknowledged_blocks: blocks, resumed_blocks: blocks, ..report.progress };
+                report.progress = progress;
+            });
+            return Ok((sealed, 0, true));
+        }
+        let past = resume::Past {
+            client: &self.client,
+            layout: &settled.layout,
+            predecessors: &settled.predecessors,
+            identity: &settled.identity,
+        };
+        let resumed = resume::resume(&past, &listing, &mut ledger).await?;
+        tracing::info!(?resumed, listed = listing.count(), "Plan made");
+        self.tell.phase(Phase::Uploading);
+        let threads = match threads {
+            Some(threads) => threads,
+            None => self.start(settled, &ledger)?,
+        };
+        let (ledger, progress) = self.upload(guard, &listing, ledger, threads, settled).await?;
+        settled.source.check_unchanged()?;
+        let complete = ledger.complete().map_err(|_| PipelineError::Bug("The pipeline ended with open blocks"))?;
+        let new_blocks = progress.uploaded_blocks;
+        let facts = self.facts(settled, &config, &complete, &progress);
+        let sealed = seal::seal(guard, &complete, facts, &self.scratch, |step| {
+            self.tell.phase(match step {
+                seal::Step::WritingRecord => Phase::WritingRecord,
+                seal::Step::ReadingBack => Phase::ReadingBack,
+            });
+        });
+        Ok((sealed.await?, new_blocks, false))
+    }
+
+    async fn upload(
+        &self,
+        guard: &Guard,
+        listing: &Listing,
+        ledger: Ledger,
+        threads: Threads,
+        settled: &Settled,
+    ) -> Result<(Ledger, Progress), AttemptError> {
+        let job = &self.attempt.job;
+        let plan = Plan {
+            guard,
+            listing,
+            scratch: &self.scratch,
+            mode: job.mode,
+            block_size: settled.block_size,
+            compression: settled.compression,
+            concurrency: job.limits.concurrency,
+            max_bytes_per_second: job.limits.max_bytes_per_second,
+            cancel: self.attempt.cancel.clone(),
+        };
+        let pipeline = Pipeline::new(plan, ledger, Journal::new(job.attempt.clone()), threads)?;
+        let (ledger, progress, ended) = pipeline.run(|progress| self.tell.progress(progress)).await;
+        ended?;
+        Ok((ledger, progress))
+    }
+
+    fn volume_config(&self, settled: &Settled) -> VolumeConfig {
+        let size = settled.block_size.round_up(settled.source.bytes());
+        VolumeConfig::new(&self.attempt.job.volume, size, settled.compression, telemetry::now())
+    }
+
+    fn facts(
+        &self,
+        settled: &Settled,
+        config: &VolumeConfig,
+        complete: &store::ledger::Complete,
+        progress: &Progress,
+    ) -> seal::Facts {
+        let job = &self.attempt.job;
+        let counts = complete.counts();
+        let mode = if job.mode == Mode::Full { "full" } else { "incremental" };
+        let is_incremental = settled.survey.parent.is_some() && job.mode == Mode::Incremental;
+        let stored = i64::try_from(progress.stored_bytes).unwrap_or(i64::MAX);
+        let own = [
+            (label::BACKUP_UID, job.backup_uid.clone()),
+            (label::ATTEMPT, job.attempt.to_string()),
+            (label::VOLUME_BYTES, settled.source.bytes().to_string()),
+            (label::CLUSTER, job.owner.cluster.clone()),
+            (label::NAMESPACE, job.owner.namespace.clone()),
+            (label::BACKUP, job.owner.backup.clone()),
+        ];
+        let users = job.labels.iter().filter(|(key, _)| !key.starts_with("tidemark.dev/"));
+        let labels = users.map(|(k, v)| (k.clone(), v.clone())).chain(own.map(|(k, v)| (k.to_owned(), v)));
+        let parameters = [
+            (record::PARAMETER_BLOCK_SIZE, settled.block_size.bytes().to_string()),
+            (record::PARAMETER_MODE, mode.to_owned()),
+        ];
+        let (new, again) = if job.mode == Mode::Full && settled.survey.parent.is_some() { (0, stored) } else { (stored, 0) };
+        let head = RecordHead {
+            name: settled.record.to_string(),
+            volume_name: job.volume.to_string(),
+            snapshot_name: job.snapshot.name.clone(),
+            snapshot_created_at: rfc3339(job.snapshot.created),
+            created_time: rfc3339(telemetry::now()),
+            size: i64::try_from(counts.acknowledged() * settled.block_size.bytes()).unwrap_or(i64::MAX),
+            labels: Some(labels.collect()),
+            parameters: Some(parameters.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            is_incremental,
+            compression_method: settled.compression.as_str().into(),
+            newly_uploaded_data_size: new,
+            re_uploaded_data_size: again,
+            processing_blocks: (!is_incremental).then(std::collections::BTreeMap::new),
+        };
+        seal::Facts {
+            record: settled.record.clone(),
+            head,
+            config: config.clone(),
+            block_size: settled.block_size,
+            compression: settled.compression,
+        }
+    }
+
+    /// Every journal object of this Backup, to be removed after sealing.
+    async fn journal_keys(&self, settled: &Settled) -> Vec<String> {
+        let prefix = settled.layout.journals(&self.attempt.job.backup_uid);
+        match self.client.list(&prefix).await {
+            Ok(entries) => entries.into_iter().map(|e| e.key).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "Journal of a sealed backup stays behind");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// A job that cannot be done whatever the store says.
+pub fn check(job: &JobSpec) -> Result<(), StoreError> {
+    let refuse = |seen: String| {
+        Err(StoreError::new(ErrorKind::Refused(FailureReason::BadJobSpec), "READ", "job specification", seen))
+    };
+    if job.v != crate::model::job::JOB_VERSION {
+        return refuse(format!("it has schema version {}, this program reads {}", job.v, crate::model::job::JOB_VERSION));
+    }
+    if job.snapshot.name.is_empty() {
+        return refuse("snapshot.name is empty: Longhorn would merge a full delta over this backup".into());
+    }
+    if job.deadlines.stall_seconds == 0 {
+        return refuse("deadlines.stallSeconds is 0".into());
+    }
+    Ok(())
+}
