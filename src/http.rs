@@ -136,8 +136,7 @@ pub async fn fetch_report(address: SocketAddr, key: &ReportKey) -> Result<String
 }
 
 async fn fetch(address: SocketAddr, key: &ReportKey) -> Result<String, FetchError> {
-    let unreachable =
-        |source: Box<dyn std::error::Error + Send + Sync>| FetchError::Unreachable { address, source };
+    let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| FetchError::Unreachable { address, source };
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|e| unreachable(e.into()))?;
     let nonce = hex::encode(random);

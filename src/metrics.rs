@@ -262,8 +262,10 @@ mod tests {
     #[test]
     fn counters_grow_by_what_a_report_says_more() {
         let metrics = Metrics::new();
-        let first = (Progress { uploaded_blocks: 3, ..Progress::default() }, Requests { put: 3, ..Requests::default() });
-        let second = (Progress { uploaded_blocks: 5, ..Progress::default() }, Requests { put: 6, retried: 1, ..first.1 });
+        let first =
+            (Progress { uploaded_blocks: 3, ..Progress::default() }, Requests { put: 3, ..Requests::default() });
+        let second =
+            (Progress { uploaded_blocks: 5, ..Progress::default() }, Requests { put: 6, retried: 1, ..first.1 });
         metrics.report_accepted(Carrier::Http, Default::default(), first);
         metrics.report_accepted(Carrier::Log, first, second);
         let text = metrics.encode();

@@ -236,7 +236,9 @@ enum RenewError {
 fn took(answer: Result<Lease, LeaseError>, renewed: Instant) -> Result<Option<Leadership>, LeaseError> {
     match answer {
         Ok(lease) => Ok(Some(Leadership { lease, renewed })),
-        Err(LeaseError::Api(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => Ok(None),
+        Err(LeaseError::Api(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -262,11 +264,7 @@ mod tests {
     use super::*;
 
     fn held(holder: &str) -> LeaseSpec {
-        LeaseSpec {
-            holder_identity: Some(holder.into()),
-            lease_duration_seconds: Some(15),
-            ..LeaseSpec::default()
-        }
+        LeaseSpec { holder_identity: Some(holder.into()), lease_duration_seconds: Some(15), ..LeaseSpec::default() }
     }
 
     #[test]

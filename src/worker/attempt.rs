@@ -72,7 +72,9 @@ impl AttemptError {
             AttemptError::Pipeline(PipelineError::Source { reason, .. }) => *reason,
             AttemptError::Pipeline(PipelineError::Cancelled) => FailureReason::Cancelled,
             AttemptError::Pipeline(PipelineError::Bug(_)) => FailureReason::Bug,
-            AttemptError::Scratch(_) | AttemptError::Pipeline(PipelineError::Scratch(_)) => FailureReason::ScratchFailed,
+            AttemptError::Scratch(_) | AttemptError::Pipeline(PipelineError::Scratch(_)) => {
+                FailureReason::ScratchFailed
+            }
         }
     }
 
@@ -289,7 +291,12 @@ impl Worker<'_> {
         if let Some((sealed, record)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
             self.tell.change(|report| {
                 let blocks = record.blocks.len() as u64;
-                let progress = Progress { total_blocks: blocks, acknowledged_blocks: blocks, resumed_blocks: blocks, ..report.progress };
+                let progress = Progress {
+                    total_blocks: blocks,
+                    acknowledged_blocks: blocks,
+                    resumed_blocks: blocks,
+                    ..report.progress
+                };
                 report.progress = progress;
             });
             return Ok((sealed, 0, true));
@@ -378,7 +385,8 @@ impl Worker<'_> {
             (record::PARAMETER_BLOCK_SIZE, settled.block_size.bytes().to_string()),
             (record::PARAMETER_MODE, mode.to_owned()),
         ];
-        let (new, again) = if job.mode == Mode::Full && settled.survey.parent.is_some() { (0, stored) } else { (stored, 0) };
+        let (new, again) =
+            if job.mode == Mode::Full && settled.survey.parent.is_some() { (0, stored) } else { (stored, 0) };
         let head = RecordHead {
             name: settled.record.to_string(),
             volume_name: job.volume.to_string(),
@@ -422,7 +430,11 @@ pub fn check(job: &JobSpec) -> Result<(), StoreError> {
         Err(StoreError::new(ErrorKind::Refused(FailureReason::BadJobSpec), "READ", "job specification", seen))
     };
     if job.v != crate::model::job::JOB_VERSION {
-        return refuse(format!("it has schema version {}, this program reads {}", job.v, crate::model::job::JOB_VERSION));
+        return refuse(format!(
+            "it has schema version {}, this program reads {}",
+            job.v,
+            crate::model::job::JOB_VERSION
+        ));
     }
     if job.snapshot.name.is_empty() {
         return refuse("snapshot.name is empty: Longhorn would merge a full delta over this backup".into());

@@ -347,7 +347,10 @@ impl<'a> Pipeline<'a> {
         }
         self.uploads.clear();
         if !matches!(timeout(DRAIN, self.flush_journal()).await, Ok(Ok(()))) {
-            tracing::info!(entries = self.journal.pending(), "Journal could not be flushed: these blocks will be read again, not sent again");
+            tracing::info!(
+                entries = self.journal.pending(),
+                "Journal could not be flushed: these blocks will be read again, not sent again"
+            );
         }
     }
 

@@ -55,7 +55,12 @@ pub async fn resume(past: &Past<'_>, listing: &Listing, ledger: &mut Ledger) -> 
     Ok(resumed)
 }
 
-fn apply(entries: Vec<journal::Entry>, listing: &Listing, ledger: &mut Ledger, resumed: &mut Resumed) -> io::Result<()> {
+fn apply(
+    entries: Vec<journal::Entry>,
+    listing: &Listing,
+    ledger: &mut Ledger,
+    resumed: &mut Resumed,
+) -> io::Result<()> {
     for entry in entries {
         let Some(placed) = entry.placed else {
             resumed.zero_blocks += u64::from(ledger.skip_zero(entry.ordinal));

@@ -43,7 +43,11 @@ impl Source {
     pub fn open(spec: &job::Source) -> Result<Self, SourceError> {
         let path = spec.path.clone();
         let file = open_beneath(spec).map_err(|error| refuse(&path, error))?;
-        let fail = |error: io::Error| SourceError { reason: FailureReason::SourceReadFailed, path: path.clone(), seen: error.to_string() };
+        let fail = |error: io::Error| SourceError {
+            reason: FailureReason::SourceReadFailed,
+            path: path.clone(),
+            seen: error.to_string(),
+        };
         let kind = file.metadata().map_err(fail)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let seen = "it is neither a regular file nor a block device".to_owned();
@@ -82,7 +86,8 @@ impl Source {
     /// Is it still the very point in time that was opened?
     pub fn check_unchanged(&self) -> Result<(), SourceError> {
         let fail = |reason, seen| SourceError { reason, path: self.path.clone(), seen };
-        let now = identify(&self.file, self.is_device).map_err(|e| fail(FailureReason::SourceReadFailed, e.to_string()))?;
+        let now =
+            identify(&self.file, self.is_device).map_err(|e| fail(FailureReason::SourceReadFailed, e.to_string()))?;
         if now == self.identity {
             return Ok(());
         }

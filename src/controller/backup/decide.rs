@@ -18,12 +18,12 @@ use super::{
         Finalizer, Heard, Keys, Life, Observed, SourceSeen, Target, TargetSeen, WorkerSeen, failure_reason,
         has_progressed,
     },
-    queue::Slot,
+    queue::{Limit, Slot},
     retry::{self, Past, Progressed},
     standing::{Activity, Chosen, Failed, Standing, WhatNext},
 };
 use crate::{
-    api::{BackupState, Cause, Reason},
+    api::{BackupState, Cause, Reason, backup::QueueLimit},
     controller::time::{later, until},
     model::{Failure, FailureReason, Outcome, Phase},
 };
@@ -82,9 +82,7 @@ fn deleting(o: &Observed) -> Decision {
     let unchanged = Standing::Unchanged { again: None };
     match &o.worker {
         WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Deleting),
-        WorkerSeen::Ended { .. } => {
-            decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) })
-        }
+        WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) }),
         WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => decided(Step::RemoveFinalizer, unchanged),
         WorkerSeen::Absent => decided(Step::Nothing, unchanged),
     }
@@ -134,18 +132,36 @@ fn pending(o: &Observed, now: Timestamp) -> Decision {
     }
     match &o.worker {
         WorkerSeen::Alive { .. } => return decided(Step::StopWorker, Standing::WaitingForOldWorker),
-        WorkerSeen::Ended { .. } => return decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) }),
+        WorkerSeen::Ended { .. } => {
+            return decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) });
+        }
         WorkerSeen::Absent => {}
     }
     let chosen = Box::new(chosen(source, target));
     match (o.slot, o.wish.finalizer) {
         (Slot::Gathering, _) => decided(Step::AskForSlot, Standing::Queued { limit: None, chosen }),
-        (Slot::Waiting(limit), _) => decided(Step::AskForSlot, Standing::Queued { limit: Some(limit), chosen }),
-        (Slot::Held, Finalizer::Absent) => decided(Step::AddFinalizer, Standing::Unchanged { again: Some(Duration::ZERO) }),
+        (Slot::Waiting(limit), _) => {
+            decided(Step::AskForSlot, Standing::Queued { limit: Some(shown_limit(o).unwrap_or(limit)), chosen })
+        }
+        (Slot::Held, Finalizer::Absent) => {
+            decided(Step::AddFinalizer, Standing::Unchanged { again: Some(Duration::ZERO) })
+        }
         (Slot::Held, Finalizer::Present) => {
             let number = o.status.attempt.as_ref().map_or(0, |a| a.number).saturating_add(1);
             decided(Step::Nothing, Standing::Beginning { number, id: o.fresh_id.clone(), chosen })
         }
+    }
+}
+
+/// The limit is written once while a Backup waits: which one it is may change with every Backup that ends, and hundreds
+/// of waiting ones would be rewritten each time.
+fn shown_limit(o: &Observed) -> Option<Limit> {
+    match o.status.queue.as_ref()?.limit {
+        QueueLimit::Operator => Some(Limit::Operator),
+        QueueLimit::Target => Some(Limit::Target),
+        QueueLimit::Namespace => Some(Limit::Namespace),
+        QueueLimit::Volume => Some(Limit::Volume),
+        QueueLimit::Node | QueueLimit::Driver => None,
     }
 }
 
@@ -274,7 +290,8 @@ fn start_deadline(o: &Observed, now: Timestamp) -> Option<Failure> {
 
 fn alive(o: &Observed, heard: &Heard, silent_for: Duration, now: Timestamp) -> Decision {
     if now >= later(attempt_deadline(o, now), DEADLINE_GRACE) {
-        let message = format!("deadlines.total ({} s) passed and the worker did not end", o.wish.deadlines.total.as_secs());
+        let message =
+            format!("deadlines.total ({} s) passed and the worker did not end", o.wish.deadlines.total.as_secs());
         return stopped(failed(o, Failure::new(FailureReason::DeadlineExceeded, message, None, now), now));
     }
     if silent_for >= QUIET {
@@ -312,11 +329,16 @@ fn stopped(decision: Decision) -> Decision {
 fn crash(exit_code: Option<i32>, last_lines: &str, now: Timestamp) -> Failure {
     let (reason, what) = match exit_code {
         None => (FailureReason::WorkerCrashed, "The worker ended without a last word".to_owned()),
-        Some(137) => (FailureReason::WorkerCrashed, "The worker was killed (signal 9), by a person or for memory".to_owned()),
+        Some(137) => {
+            (FailureReason::WorkerCrashed, "The worker was killed (signal 9), by a person or for memory".to_owned())
+        }
         Some(64) => (FailureReason::BadJobSpec, "The worker refused its job (exit code 64)".to_owned()),
-        Some(code) => (FailureReason::WorkerCrashed, format!("The worker ended with exit code {code} and no last word")),
+        Some(code) => {
+            (FailureReason::WorkerCrashed, format!("The worker ended with exit code {code} and no last word"))
+        }
     };
-    let message = if last_lines.trim().is_empty() { what } else { format!("{what}; its log ends: {}", last_lines.trim()) };
+    let message =
+        if last_lines.trim().is_empty() { what } else { format!("{what}; its log ends: {}", last_lines.trim()) };
     Failure::new(reason, message, None, now)
 }
 

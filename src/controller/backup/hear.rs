@@ -8,11 +8,7 @@
 //! The order of asking: the worker's door; its log after ten silent seconds, and at most that often; when it ended, its
 //! last word and its log.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
 
@@ -250,8 +246,7 @@ mod tests {
     fn law_8_late_repeated_forged_and_strange_reports_change_nothing() {
         let key = ReportKey::new([1; 32]);
         let (attempt, last) = (id(2), report(5, 4));
-        let expected =
-            Expected { attempt: &attempt, pod: "pod", key: &key, last: Some(&last), acknowledged: 4 };
+        let expected = Expected { attempt: &attempt, pod: "pod", key: &key, last: Some(&last), acknowledged: 4 };
         let judge = |report: &Report| accept(&report.encode(&key), expected);
         assert_eq!(judge(&report(6, 4)), Verdict::New(Box::new(report(6, 4))));
         assert_eq!(judge(&report(5, 4)), Verdict::Known);

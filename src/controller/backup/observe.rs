@@ -4,7 +4,10 @@
 //! target and the target's Secret, from the caches; the place in the queue; and what there is of its worker, with the
 //! newest report that can be believed. Nothing here changes anything but the memory of what was heard.
 
-use std::{path::{Component, Path, PathBuf}, time::Duration};
+use std::{
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -12,6 +15,7 @@ use super::{
     queue::{Slot, TargetLimits},
     retry::Policy,
 };
+use crate::controller::target::resolve::Resolved;
 use crate::{
     api::{
         Backup, BackupStatus, Cause, InvalidField, Reason,
@@ -20,7 +24,6 @@ use crate::{
     },
     model::{AttemptId, FailureReason, Report, VolumeName, limits},
 };
-use crate::controller::target::resolve::Resolved;
 
 /// Keeps a deleted Backup until its worker is gone.
 pub const FINALIZER: &str = "tidemark.dev/cleanup";
@@ -234,13 +237,17 @@ pub fn source(
     let path = Path::new(&device.path);
     let plain = path.is_absolute() && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     // The innermost root: roots may lie in one another.
-    let root = roots.iter().filter(|root| plain && path != *root && path.starts_with(root)).max_by_key(|r| r.as_os_str().len());
+    let root = roots
+        .iter()
+        .filter(|root| plain && path != *root && path.starts_with(root))
+        .max_by_key(|r| r.as_os_str().len());
     let Some(root) = root else {
         let named = match roots {
             [] => "the operator was started without --host-device-root: an administrator must add one".to_owned(),
             roots => format!("write a path below one of {}", display(roots)),
         };
-        let message = format!("spec.source.hostDevice.path {:?} is not below a root of the operator: {named}", device.path);
+        let message =
+            format!("spec.source.hostDevice.path {:?} is not below a root of the operator: {named}", device.path);
         return Err(Refusal::new(Cause::HostDeviceNotAllowed, message));
     };
     let node = if device.node_name.is_empty() { "local" } else { &device.node_name };
@@ -319,9 +326,13 @@ mod tests {
 
     #[test]
     fn other_sources_are_refused_honestly() {
-        let refusal = source(&spec(json!({"persistentVolumeClaim": {"name": "pg"}})), "a", "a", &[]).expect_err("not built");
+        let refusal =
+            source(&spec(json!({"persistentVolumeClaim": {"name": "pg"}})), "a", "a", &[]).expect_err("not built");
         assert_eq!(refusal.reason, Cause::SourceNotSupported.into());
-        assert!(refusal.message.contains("spec.source.persistentVolumeClaim") && refusal.message.contains("use spec.source.hostDevice"));
+        assert!(
+            refusal.message.contains("spec.source.persistentVolumeClaim")
+                && refusal.message.contains("use spec.source.hostDevice")
+        );
     }
 
     #[test]

@@ -144,6 +144,11 @@ impl Queue {
         Self { operator_limit, running, waiting: HashMap::new(), verdicts: None }
     }
 
+    /// Begins again with those that run: a new leader reads them from status.
+    pub fn begin(&mut self, running: impl IntoIterator<Item = Entry>) {
+        *self = Self::new(self.operator_limit, running);
+    }
+
     /// Looks without asking.
     pub fn slot(&self, uid: &str) -> Slot {
         if self.running.contains_key(uid) {
@@ -269,7 +274,10 @@ mod tests {
                 let world = format!("running {running:?}\nwaiting {waiting:?}\nverdicts {verdicts:?}");
                 let taken = Taken::of(&after);
                 assert!(taken.total <= 3.max(before.total), "{world}");
-                assert!(taken.by_target.iter().all(|(t, n)| *n <= 2.max(before.by_target.get(t).copied().unwrap_or(0))), "{world}");
+                assert!(
+                    taken.by_target.iter().all(|(t, n)| *n <= 2.max(before.by_target.get(t).copied().unwrap_or(0))),
+                    "{world}"
+                );
                 assert_eq!(taken.volumes.len() - before.volumes.len(), after.len() - running.len(), "{world}");
                 for refused in waiting.iter().filter(|w| verdicts[&w.uid].is_some()) {
                     assert!(taken.limit(refused, 3).is_some(), "a slot stays empty for {}\n{world}", refused.uid);

@@ -42,11 +42,18 @@ pub enum Progressed {
 /// What follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    Again { after: Duration, consecutive: u32 },
+    Again {
+        after: Duration,
+        consecutive: u32,
+    },
     /// The limit is used up, or the one rare retry was.
-    Exhausted { consecutive: u32 },
+    Exhausted {
+        consecutive: u32,
+    },
     /// No repetition cures this.
-    Never { consecutive: u32 },
+    Never {
+        consecutive: u32,
+    },
 }
 
 /// Judges a failure.
@@ -80,8 +87,7 @@ fn backoff(policy: Policy, consecutive: u32) -> Duration {
 mod tests {
     use super::*;
 
-    const POLICY: Policy =
-        Policy { limit: 6, backoff: Duration::from_secs(30), max_backoff: Duration::from_secs(900) };
+    const POLICY: Policy = Policy { limit: 6, backoff: Duration::from_secs(30), max_backoff: Duration::from_secs(900) };
 
     fn seconds(next: Next) -> Option<u64> {
         match next {

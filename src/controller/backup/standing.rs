@@ -7,10 +7,7 @@ use jiff::Timestamp;
 
 use super::{observe::Heard, queue::Limit};
 use crate::{
-    api::{
-        BackupState, Cause, Claim, ConditionType, Reason, Truth,
-        common::ChosenTarget,
-    },
+    api::{BackupState, Cause, Claim, ConditionType, Reason, Truth, common::ChosenTarget},
     model::{AttemptId, BackupName, Failure, FailureReason, VolumeName},
 };
 
@@ -23,20 +20,44 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub enum Standing {
     /// As it was written; only the generation and the echo of verbs may change.
-    Unchanged { again: Option<Duration> },
-    WaitingForTarget { missing: String },
+    Unchanged {
+        again: Option<Duration>,
+    },
+    WaitingForTarget {
+        missing: String,
+    },
     /// Without a limit the first turn is not over.
-    Queued { limit: Option<Limit>, chosen: Box<Chosen> },
+    Queued {
+        limit: Option<Limit>,
+        chosen: Box<Chosen>,
+    },
     /// The worker of the attempt before has not ended yet.
     WaitingForOldWorker,
     /// A new attempt: it stands in status before anything is started for it.
-    Beginning { number: i32, id: AttemptId, chosen: Box<Chosen> },
-    StartingWorker { problem: Option<String> },
-    Working { heard: Option<Box<Heard>>, activity: Activity },
-    Completed { heard: Box<Heard>, backup: BackupName },
-    Failed { failure: Box<Failed>, heard: Option<Box<Heard>> },
+    Beginning {
+        number: i32,
+        id: AttemptId,
+        chosen: Box<Chosen>,
+    },
+    StartingWorker {
+        problem: Option<String>,
+    },
+    Working {
+        heard: Option<Box<Heard>>,
+        activity: Activity,
+    },
+    Completed {
+        heard: Box<Heard>,
+        backup: BackupName,
+    },
+    Failed {
+        failure: Box<Failed>,
+        heard: Option<Box<Heard>>,
+    },
     Cancelling,
-    Cancelled { heard: Option<Box<Heard>> },
+    Cancelled {
+        heard: Option<Box<Heard>>,
+    },
     /// The object is being deleted and its worker has not ended yet.
     Deleting,
 }
@@ -145,7 +166,9 @@ impl Standing {
             Standing::Queued { limit: Some(limit), .. } => match limit {
                 Limit::Operator => "Waiting for a slot: as many Backups run as the operator allows".into(),
                 Limit::Target => "Waiting for a slot: as many Backups run as the target allows".into(),
-                Limit::Namespace => "Waiting for a slot: as many Backups of this namespace run as the target allows".into(),
+                Limit::Namespace => {
+                    "Waiting for a slot: as many Backups of this namespace run as the target allows".into()
+                }
                 Limit::Volume => "Waiting for another Backup of the same volume".into(),
             },
             Standing::WaitingForOldWorker => "Waiting for the worker of the attempt before to end".into(),
@@ -163,7 +186,9 @@ impl Standing {
             Standing::Completed { .. } => "Every block is acknowledged and the record was read back equal".into(),
             Standing::Failed { failure, .. } => failure.message.clone(),
             Standing::Cancelling => "The worker is being stopped".into(),
-            Standing::Cancelled { .. } => "Cancelled by spec.cancel; blocks that were sent stay in the bucket until they are swept".into(),
+            Standing::Cancelled { .. } => {
+                "Cancelled by spec.cancel; blocks that were sent stay in the bucket until they are swept".into()
+            }
             Standing::Deleting => "The worker is being stopped; data in the bucket is retained".into(),
         }
     }
@@ -207,7 +232,9 @@ impl Standing {
     fn domain_claims(&self) -> [Claim; 3] {
         use {Cause as C, ConditionType as T};
         let snapshot = match self {
-            Standing::WaitingForTarget { .. } | Standing::Cancelled { .. } => (Truth::False, C::NotYet, "Nothing is read"),
+            Standing::WaitingForTarget { .. } | Standing::Cancelled { .. } => {
+                (Truth::False, C::NotYet, "Nothing is read")
+            }
             _ => (Truth::True, C::NotNeeded, "A host device is read as it is"),
         };
         let domain = self.domain();
@@ -240,15 +267,19 @@ impl Standing {
 
     /// What is worth an event when this standing is new.
     pub fn note(&self) -> Option<Note> {
-        let normal = |reason: &str, text: String| Some(Note { severity: Severity::Normal, reason: reason.into(), text });
-        let warning = |reason: &str, text: String| Some(Note { severity: Severity::Warning, reason: reason.into(), text });
+        let normal =
+            |reason: &str, text: String| Some(Note { severity: Severity::Normal, reason: reason.into(), text });
+        let warning =
+            |reason: &str, text: String| Some(Note { severity: Severity::Warning, reason: reason.into(), text });
         match self {
             Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Deleting => None,
             Standing::WaitingForTarget { missing } => warning("WaitingForTarget", missing.clone()),
             Standing::Queued { limit: None, .. } => None,
             Standing::Queued { limit: Some(_), .. } => normal("Queued", self.message()),
             Standing::WaitingForOldWorker => normal("WaitingForOldWorker", self.message()),
-            Standing::Beginning { number, id, .. } => normal("AttemptStarted", format!("Attempt {number} ({id}) begins")),
+            Standing::Beginning { number, id, .. } => {
+                normal("AttemptStarted", format!("Attempt {number} ({id}) begins"))
+            }
             Standing::Working { activity: Activity::NotHeard, .. } => warning("WorkerNotHeard", self.message()),
             Standing::Working { activity: Activity::Throttled, .. } => warning("Throttled", self.message()),
             Standing::Working { activity: Activity::WritingRecord, heard: Some(heard) } => normal(
@@ -282,7 +313,9 @@ impl Standing {
             Standing::Beginning { .. } => Some(Duration::ZERO),
             // Somebody is to appear or to go any moment.
             Standing::StartingWorker { problem: None } => Some(Duration::from_millis(250)),
-            Standing::StartingWorker { problem: Some(_) } | Standing::WaitingForOldWorker => Some(Duration::from_secs(1)),
+            Standing::StartingWorker { problem: Some(_) } | Standing::WaitingForOldWorker => {
+                Some(Duration::from_secs(1))
+            }
             Standing::Cancelling | Standing::Deleting => Some(Duration::from_millis(500)),
             Standing::Working { .. } => Some(poll),
             Standing::Failed { failure, .. } => match failure.next {

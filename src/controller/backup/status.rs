@@ -27,8 +27,15 @@ use crate::{
         common::count,
         conditions::conditions,
     },
-    controller::{FIELD_MANAGER, time::{later, whole_seconds}},
-    model::{BackupName, job::S3Location, progress::{Completion, percent}},
+    controller::{
+        FIELD_MANAGER,
+        time::{later, whole_seconds},
+    },
+    model::{
+        BackupName,
+        job::S3Location,
+        progress::{Completion, percent},
+    },
 };
 
 /// The status to write for a standing.

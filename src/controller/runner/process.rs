@@ -81,9 +81,8 @@ impl ProcessRunner {
 impl Runner for ProcessRunner {
     fn start<'a>(&'a self, job: &'a JobSpec, keys: &'a Credentials) -> BoxFuture<'a, Result<(), RunnerError>> {
         async {
-            let attempt = AttemptRef::new(&job.backup_uid, job.attempt_number).map_err(|e| {
-                RunnerError::JobUnreadable { path: self.state_dir.clone(), problem: e.to_string() }
-            })?;
+            let attempt = AttemptRef::new(&job.backup_uid, job.attempt_number)
+                .map_err(|e| RunnerError::JobUnreadable { path: self.state_dir.clone(), problem: e.to_string() })?;
             let room = self.room(&attempt);
             let (job, keys) = (job.clone(), keys.clone());
             let prepared = room.clone();

@@ -265,7 +265,10 @@ mod tests {
         assert!(missing.contains("Secret tidemark/s3 does not exist: create it"), "{missing}");
         for (keys, wanted) in [
             (&[("AWS_ACCESS_KEY_ID", "id")][..], "key AWS_SECRET_ACCESS_KEY is missing or empty: add it"),
-            (&[("AWS_ACCESS_KEY_ID", "id\n"), ("AWS_SECRET_ACCESS_KEY", "k")][..], "blank or newline: write it without"),
+            (
+                &[("AWS_ACCESS_KEY_ID", "id\n"), ("AWS_SECRET_ACCESS_KEY", "k")][..],
+                "blank or newline: write it without",
+            ),
         ] {
             let error = resolve(&spec(json!({})), Some(&secret(keys)), "tidemark").expect_err("unusable").to_string();
             assert!(error.contains("tidemark/s3") && error.contains(wanted), "{error}");
