@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use self::{
     probe::within_deadline,
     resolve::{Resolved, resolve},
-    standing::{Default as DefaultTarget, Looked, claims, note},
+    standing::{Looked, Rivals, claims, note},
 };
 use super::{
     FIELD_MANAGER,
@@ -182,10 +182,10 @@ fn next_status(target: &ClusterBackupTarget, context: &Context, check: &Check) -
 }
 
 /// Two targets that both want to be the default: none is.
-fn defaults(target: &ClusterBackupTarget, context: &Context) -> DefaultTarget {
+fn defaults(target: &ClusterBackupTarget, context: &Context) -> Rivals {
     let wants = |t: &ClusterBackupTarget| t.spec.default && t.metadata.deletion_timestamp.is_none();
     let others = context.targets.state().iter().filter(|t| wants(t) && t.uid() != target.uid()).count();
-    if target.spec.default && others > 0 { DefaultTarget::Several } else { DefaultTarget::Clear }
+    if target.spec.default && others > 0 { Rivals::Several } else { Rivals::None }
 }
 
 async fn write(

@@ -26,13 +26,13 @@ pub enum Looked {
 
 /// Is another target the default too?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Default {
-    Clear,
+pub enum Rivals {
+    None,
     Several,
 }
 
 /// The conditions of a target, in the order they are shown.
-pub fn claims(looked: &Looked, default: Default) -> Vec<Claim> {
+pub fn claims(looked: &Looked, rivals: Rivals) -> Vec<Claim> {
     use {Cause as C, ConditionType as T, Truth::*};
     let (ready, reachable, valid, clock) = match looked {
         Looked::Unresolved(problem) => {
@@ -74,7 +74,7 @@ pub fn claims(looked: &Looked, default: Default) -> Vec<Claim> {
         }
     };
     let mut ready = ready;
-    if default == Default::Several {
+    if rivals == Rivals::Several {
         let text = "Another target has spec.default: true as well: leave it true on one only; until then none is used by default";
         ready = (False, C::SeveralDefaults.into(), text.into());
     }
@@ -153,11 +153,11 @@ mod tests {
     #[test]
     fn a_wrong_key_stalls_and_an_outage_goes_on_trying() {
         use {ConditionType::*, Truth::*};
-        let denied = claims(&failed(FailureReason::AccessDenied), super::Default::Clear);
+        let denied = claims(&failed(FailureReason::AccessDenied), Rivals::None);
         assert_eq!(truth(&denied, Stalled), Some((True, "AccessDenied")), "{denied:?}");
         assert_eq!(truth(&denied, CredentialsValid), Some((False, "AccessDenied")));
         assert_eq!(truth(&denied, Reachable), Some((True, "Answered")), "a refusal is an answer");
-        let away = claims(&failed(FailureReason::StoreUnavailable), super::Default::Clear);
+        let away = claims(&failed(FailureReason::StoreUnavailable), Rivals::None);
         assert_eq!(truth(&away, Reconciling), Some((True, "StoreUnavailable")), "{away:?}");
         assert_eq!(truth(&away, Stalled), None);
         assert_eq!(truth(&away, CredentialsValid), Some((Unknown, "StoreUnavailable")));
@@ -168,14 +168,14 @@ mod tests {
         use {ConditionType::*, Truth::*};
         let Looked::Unprobed(resolved, _) = failed(FailureReason::Bug) else { unreachable!() };
         let probed = |seconds| Probed { conditional_writes: true, clock_skew: SignedDuration::from_secs(seconds) };
-        let off = claims(&Looked::Probed(resolved.clone(), probed(-61)), super::Default::Clear);
+        let off = claims(&Looked::Probed(resolved.clone(), probed(-61)), Rivals::None);
         assert_eq!(truth(&off, ClockInStep), Some((False, "ClockSkew")));
         assert_eq!(truth(&off, Ready), Some((False, "ClockSkew")));
-        let well = claims(&Looked::Probed(resolved.clone(), probed(60)), super::Default::Clear);
+        let well = claims(&Looked::Probed(resolved.clone(), probed(60)), Rivals::None);
         assert_eq!(truth(&well, Ready), Some((True, "Available")));
         assert_eq!(truth(&well, CredentialsScoped), Some((False, "StaticKey")), "the truth about a static key");
         assert_eq!((truth(&well, Reconciling), truth(&well, Stalled)), (None, None));
-        let twice = claims(&Looked::Probed(resolved, probed(0)), super::Default::Several);
+        let twice = claims(&Looked::Probed(resolved, probed(0)), Rivals::Several);
         assert_eq!(truth(&twice, Ready), Some((False, "SeveralDefaults")));
     }
 }
