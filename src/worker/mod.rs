@@ -1,4 +1,13 @@
 //! Blocks up: from a source to a sealed record. Knows volumes and the store, never Kubernetes.
+//!
+//! * `attempt`     one attempt, top down: read this first
+//! * `source`      what is backed up, opened once and identified
+//! * `compute`     the threads: read, hash, compress
+//! * `pipeline`    the coordinator: where blocks become acknowledged
+//! * `buffers`, `concurrency`, `pace`  its bounds
+//! * `resume`      what an earlier attempt spares this one
+//! * `reporter`    the three carriers of the report
+//! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
 pub mod attempt;
 pub mod buffers;
@@ -6,5 +15,10 @@ pub mod compute;
 pub mod concurrency;
 pub mod pace;
 pub mod pipeline;
+pub mod reporter;
 pub mod resume;
+pub mod serve;
 pub mod source;
+
+pub use attempt::Attempt;
+pub use serve::{WorkerOptions, serve};

@@ -14,6 +14,7 @@
 pub mod control_plane;
 pub mod faults;
 pub mod image;
+pub mod job;
 pub mod process;
 mod s3_backend;
 pub mod s3_server;
