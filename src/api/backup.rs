@@ -509,7 +509,6 @@ pub enum QueueLimit {
     Node,
     Operator,
     Driver,
-    /// Another Backup of the same volume runs.
     Volume,
 }
 
