@@ -35,7 +35,11 @@ async fn a_backup_is_restorable_and_an_unchanged_one_sends_nothing() {
         assert!(second.last.requests.sum() <= 30, "{:?}", second.last.requests);
         assert_eq!(server.counts().get(&Kind::PutBlock), None);
 
-        let full = job::run(tidemark::model::JobSpec { mode: Mode::Full, ..job::job(image.path(), "full", 1) }, objects.clone()).await;
+        let full = job::run(
+            tidemark::model::JobSpec { mode: Mode::Full, ..job::job(image.path(), "full", 1) },
+            objects.clone(),
+        )
+        .await;
         assert_eq!((full.last.progress.uploaded_blocks, full.last.progress.reused_blocks), (15, 0), "{:?}", full.last);
         assert_eq!(job::compare(&objects, "pvc-test", &full.record(), image.path()).await, None);
     }

@@ -1,18 +1,18 @@
 //! `Backup`: one volume, at one point in time, to one target.
 //!
 //! The spec is immutable field by field but for the verbs (`upload`, `cancel`, `retryRequest`, `deletionPolicy`,
-//! `expireAfter`). The rules on `status` are the API server's half of laws 3 and 8: a write that would take progress
-//! back, or rewrite history, is refused whoever sends it.
+//! `expireAfter`). The status and its rules are in `backup_status`.
 
-use k8s_openapi::apimachinery::pkg::{
-    api::resource::Quantity,
-    apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{ChosenTarget, DurationText, TargetRef};
+pub use super::backup_status::{
+    Attempt, BackupProgress, BackupState, BackupStatus, Change, ChangeSource, HeardBy, ObservedFailure,
+    ObservedSnapshot, ObservedSource, Queue, QueueLimit, RequestCounts, StoredAs,
+};
+use super::common::{DurationText, TargetRef};
 
 /// A Backup copies one volume, as it was at one point in time, to a target, block by block.
 ///
@@ -51,7 +51,7 @@ use super::common::{ChosenTarget, DurationText, TargetRef};
 #[x_kube(
     validation = Rule::new("self.source == oldSelf.source").message("source is immutable: create a new Backup").field_path(".source"),
     validation = Rule::new("self.mode == oldSelf.mode").message("mode is immutable: create a new Backup").field_path(".mode"),
-    validation = Rule::new("has(self.targetRef) == has(oldSelf.targetRef) && (!has(self.targetRef) || self.targetRef == oldSelf.targetRef)").message("targetRef is immutable: create a new Backup"),
+    validation = Rule::new("has(self.targetRef) == has(oldSelf.targetRef) && (!has(self.targetRef) || self.targetRef == oldSelf.targetRef)").message("targetRef is immutable: create a new Backup").field_path(".targetRef"),
     validation = Rule::new("self.deadlines == oldSelf.deadlines").message("deadlines are immutable: create a new Backup").field_path(".deadlines"),
     validation = Rule::new("self.retry == oldSelf.retry").message("retry is immutable: create a new Backup, or ask for one more attempt with retryRequest").field_path(".retry"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: create a new Backup").field_path(".cancel")
@@ -87,7 +87,8 @@ pub struct BackupSpec {
     pub deletion_policy: DeletionPolicy,
     /// This long after completion the object is deleted, and its data by deletionPolicy; e.g. 720h. Empty: never.
     #[serde(default)]
-    #[schemars(length(max = 16), regex(pattern = r"^([0-9]{1,6}(h|m|s))*$"))]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}(h|m|s))*$')").message("write a duration as 90s, 10m, 24h or 1h30m, or leave it empty"))]
     pub expire_after: String,
 }
 
@@ -137,10 +138,12 @@ pub struct VolumeSnapshotSource {
 #[serde(rename_all = "camelCase")]
 pub struct ExistingSource {
     /// Name of the volume in the store.
-    #[schemars(length(min = 2, max = 40), regex(pattern = r"^[a-z0-9][a-z0-9_.-]+$"))]
+    #[schemars(length(min = 2, max = 40))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9][a-z0-9_.-]+$')").message("volume must be the volume's name in the store, as `tidemark ls` shows it: lower-case letters, digits, '-', '_' or '.'"))]
     pub volume: String,
     /// Name of the backup in the store.
-    #[schemars(length(min = 2, max = 63), regex(pattern = r"^[a-z0-9][a-z0-9_.-]+$"))]
+    #[schemars(length(min = 2, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9][a-z0-9_.-]+$')").message("backup must be the backup's name in the store, as `tidemark ls` shows it: lower-case letters, digits, '-', '_' or '.'"))]
     pub backup: String,
 }
 
@@ -159,7 +162,8 @@ pub struct HostDeviceSource {
     #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
     /// What you call it: together with the node it names the volume in the store, so keep it the same for each backup.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')").message("name must be lower-case letters, digits, '-' or '.', beginning and ending with a letter or digit, e.g. pg-data"))]
     pub name: String,
 }
 
@@ -174,7 +178,7 @@ pub enum BackupMode {
 /// How long each step may take before it is an Error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("duration(self.stall) >= duration('5s') && duration(self.stall) < duration(self.total)").message("stall must be at least 5s and less than total"))]
+#[x_kube(validation = Rule::new("!self.stall.matches('^([0-9]{1,6}(h|m|s))+$') || !self.total.matches('^([0-9]{1,6}(h|m|s))+$') || (duration(self.stall) >= duration('5s') && duration(self.stall) < duration(self.total))").message("stall must be at least 5s and less than total"))]
 pub struct BackupDeadlines {
     /// From asking for the snapshot until it is ready.
     #[serde(default = "snapshot_deadline")]
@@ -228,7 +232,7 @@ fn keep_snapshot_deadline() -> DurationText {
 /// What happens by itself after an attempt failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("duration(self.backoff) <= duration(self.maxBackoff)").message("backoff must not be longer than maxBackoff"))]
+#[x_kube(validation = Rule::new("!self.backoff.matches('^([0-9]{1,6}(h|m|s))+$') || !self.maxBackoff.matches('^([0-9]{1,6}(h|m|s))+$') || duration(self.backoff) <= duration(self.maxBackoff)").message("backoff must not be longer than maxBackoff"))]
 pub struct RetryPolicy {
     /// Attempts in a row that acknowledged nothing new before it waits for you; 0: never by itself.
     #[schemars(range(min = 0, max = 100))]
@@ -272,8 +276,8 @@ pub struct Upload {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(
-        validation = Rule::new("type(self) == int || isQuantity(self)").message("not a quantity: write bytes per second as 200Mi or 50M"),
-        validation = Rule::new("type(self) == int ? self >= 65536 : (!isQuantity(self) || quantity(self).compareTo(quantity('64Ki')) >= 0)").message("at least 64Ki bytes per second")
+        validation = Rule::new("isQuantity(string(self))").message("not a quantity: write bytes per second as 200Mi or 50M"),
+        validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0").message("at least 64Ki bytes per second")
     )]
     pub max_bytes_per_second: Option<Quantity>,
 }
@@ -290,395 +294,4 @@ pub enum DeletionPolicy {
     #[default]
     Retain,
     Delete,
-}
-
-/// Where the backup is.
-///
-/// ```text
-/// Pending → Snapshotting → InProgress → Committing → Completed
-///    └────────────┴─────────────┴────────────┴→ Error (→ back by a retry) or Cancelled; any → Deleting
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum BackupState {
-    Pending,
-    Snapshotting,
-    InProgress,
-    Committing,
-    Completed,
-    Error,
-    Cancelled,
-    Deleting,
-}
-
-/// What the operator observed; only the operator writes it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(oldSelf.state) || oldSelf.state != 'Completed' || (has(self.state) && self.state in ['Completed','Deleting'])").message("Completed is history"),
-    validation = Rule::new("!has(oldSelf.state) || oldSelf.state != 'Cancelled' || (has(self.state) && self.state in ['Cancelled','Deleting'])").message("Cancelled is history"),
-    validation = Rule::new("!has(oldSelf.attempt) || (has(self.attempt) && self.attempt.number >= oldSelf.attempt.number)").message("an earlier attempt changes nothing"),
-    validation = Rule::new("!has(oldSelf.progress) || !has(oldSelf.attempt) || !has(self.attempt) || self.attempt.id != oldSelf.attempt.id || (has(self.progress) && self.progress.acknowledgedBlocks >= oldSelf.progress.acknowledgedBlocks)").message("progress never falls within an attempt"),
-    validation = Rule::new("!has(self.progress) || ((self.progress.percent == 100) == (has(self.state) && self.state == 'Completed')) || (has(self.state) && self.state == 'Deleting')").message("percent is 100 exactly when Completed")
-)]
-pub struct BackupStatus {
-    /// The generation of the spec this status is about; -1: not looked at yet.
-    #[serde(default = "unobserved")]
-    pub observed_generation: i64,
-    /// The last spec.retryRequest that was acted on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub observed_retry_request: Option<String>,
-    /// Where the backup is: Pending, Snapshotting, InProgress, Committing, Completed, Error, Cancelled or Deleting.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<BackupState>,
-    /// Why it is in this state: the reason of the condition Ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub reason: Option<String>,
-    /// The target that was chosen, once; used from then on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<ChosenTarget>,
-    /// The volume that is backed up, as it was found.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<ObservedSource>,
-    /// The point in time that is read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<ObservedSnapshot>,
-    /// Where in the bucket it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub store: Option<StoredAs>,
-    /// When work on it began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
-    /// When the record was read back equal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub completion_time: Option<Time>,
-    /// Present only while it waits for a slot; written once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queue: Option<Queue>,
-    /// The current attempt, or the last one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<Attempt>,
-    /// What the store has acknowledged in this attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<BackupProgress>,
-    /// What it builds on, and how the changed blocks were found.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub change: Option<Change>,
-    /// Requests to the store in this attempt, by kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub requests: Option<RequestCounts>,
-    /// The last failure; it stays when a later attempt gets on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<ObservedFailure>,
-    /// Attempts in a row that failed without a new acknowledged block.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub consecutive_failures: Option<i32>,
-    /// When the next attempt starts by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_retry_time: Option<Time>,
-    /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
-}
-
-impl Default for BackupStatus {
-    fn default() -> Self {
-        Self {
-            observed_generation: unobserved(),
-            observed_retry_request: None,
-            state: None,
-            reason: None,
-            target: None,
-            source: None,
-            snapshot: None,
-            store: None,
-            start_time: None,
-            completion_time: None,
-            queue: None,
-            attempt: None,
-            progress: None,
-            change: None,
-            requests: None,
-            failure: None,
-            consecutive_failures: None,
-            next_retry_time: None,
-            conditions: Vec::new(),
-        }
-    }
-}
-
-/// kstatus: an object whose status says -1 was not looked at yet.
-pub(super) fn unobserved() -> i64 {
-    -1
-}
-
-/// The volume that is backed up, as it was found.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ObservedSource {
-    /// Name of the claim.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub persistent_volume_claim_name: Option<String>,
-    /// Uid of the claim.
-    #[serde(rename = "persistentVolumeClaimUID", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub persistent_volume_claim_uid: Option<String>,
-    /// Name of its volume.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub persistent_volume_name: Option<String>,
-    /// The CSI driver.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub driver: Option<String>,
-    /// Filesystem or Block.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub volume_mode: Option<String>,
-    /// Path of a hostDevice.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub path: Option<String>,
-    /// Size of the volume in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<i64>,
-}
-
-/// The point in time that is read.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ObservedSnapshot {
-    /// Namespace of the VolumeSnapshot.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub namespace: Option<String>,
-    /// Name of the VolumeSnapshot, or what stands for it.
-    #[schemars(length(max = 253))]
-    pub name: String,
-    /// The recovery point: the data is as it was then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub creation_time: Option<Time>,
-    /// True: we took it and we remove it.
-    #[serde(default)]
-    pub ours: bool,
-}
-
-/// Where in the bucket it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StoredAs {
-    /// Name of the volume in the store.
-    #[schemars(length(max = 40))]
-    pub volume: String,
-    /// Name of the backup in the store: the record of the attempt that is under way, or that completed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub backup: Option<String>,
-    /// Bytes of one block.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub block_size: Option<i64>,
-    /// lz4, gzip or none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16))]
-    pub compression: Option<String>,
-    /// What Longhorn and `tidemark restore` take: bucket, region, backup and volume in one line.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048))]
-    pub url: Option<String>,
-}
-
-/// Present only while it waits for a slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Queue {
-    /// Since when.
-    pub since: Time,
-    /// Which limit it waits for: Target, Namespace, Node, Operator, Driver or Volume.
-    pub limit: QueueLimit,
-}
-
-/// The limit a queued backup waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum QueueLimit {
-    Target,
-    Namespace,
-    Node,
-    Operator,
-    Driver,
-    Volume,
-}
-
-/// One attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Attempt {
-    /// Counts from 1 and never falls.
-    #[schemars(range(min = 1))]
-    pub number: i32,
-    /// Its id: a ULID.
-    #[schemars(length(max = 26))]
-    pub id: String,
-    /// Name of the worker's Pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub pod_name: Option<String>,
-    /// Uid of the worker's Pod: reports of any other are not believed.
-    #[serde(rename = "podUID", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub pod_uid: Option<String>,
-    /// The node it runs on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub node_name: Option<String>,
-    /// When it began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
-    /// When the worker was last heard.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_heard_time: Option<Time>,
-    /// What carried the last report: HTTP, Log or LastWord.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub heard_by: Option<HeardBy>,
-}
-
-/// What carried a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum HeardBy {
-    #[serde(rename = "HTTP")]
-    Http,
-    Log,
-    LastWord,
-}
-
-/// What the store has acknowledged in this attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.totalBlocks) ? self.acknowledgedBlocks <= self.totalBlocks : self.acknowledgedBlocks == 0").message("acknowledgedBlocks must not be more than totalBlocks"))]
-pub struct BackupProgress {
-    /// Blocks the record will name; absent before the plan is made. It falls as blocks of zeros are recognised.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub total_blocks: Option<i64>,
-    /// Blocks the store has acknowledged: uploaded, reused and resumed ones.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub acknowledged_blocks: i64,
-    /// Blocks this attempt sent.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub uploaded_blocks: i64,
-    /// Blocks a listing showed in the store.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub reused_blocks: i64,
-    /// Blocks that an earlier attempt sent for the same snapshot and a listing confirmed: not read again.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub resumed_blocks: i64,
-    /// Blocks given up after all their retries.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub failed_blocks: i64,
-    /// Blocks sent and not answered yet.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub in_flight_blocks: i64,
-    /// Acknowledged blocks in percent, rounded down; 99 at most while anything is open, 100 exactly when Completed.
-    #[serde(default)]
-    #[schemars(range(min = 0, max = 100))]
-    pub percent: i32,
-    /// Uncompressed bytes of the acknowledged blocks.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub acknowledged_bytes: i64,
-    /// Bytes of the objects this attempt stored.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub stored_bytes: i64,
-    /// Rate of acknowledgement, in uncompressed bytes per second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub bytes_per_second: Option<i64>,
-    /// When it would be done at this rate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub estimated_completion_time: Option<Time>,
-    /// When the store last acknowledged a block.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_acknowledged_time: Option<Time>,
-}
-
-/// What it builds on, and how the changed blocks were found.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Change {
-    /// Incremental or Full, as it was really done.
-    #[serde(default)]
-    pub mode: BackupMode,
-    /// The backup in the store it builds on; absent: none was usable.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub parent: Option<String>,
-    /// How changed blocks were found; FullComparison: every block was read and compared.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<ChangeSource>,
-    /// Why a faster way was not taken.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub fallback_reason: Option<String>,
-}
-
-/// How changed blocks were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
-pub enum ChangeSource {
-    #[default]
-    FullComparison,
-}
-
-/// Requests to the store in this attempt, by kind.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RequestCounts {
-    /// PUT requests, of blocks and of everything else.
-    pub put: i64,
-    /// HEAD requests.
-    pub head: i64,
-    /// GET requests.
-    pub get: i64,
-    /// LIST requests.
-    pub list: i64,
-    /// DELETE requests.
-    pub delete: i64,
-    /// Requests of any kind that were a repetition.
-    pub retried: i64,
-    /// Answers that asked us to slow down.
-    pub throttled: i64,
-}
-
-/// One failure.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ObservedFailure {
-    /// Why, in one word.
-    #[schemars(length(max = 64))]
-    pub reason: String,
-    /// What was tried, on which object, and what was seen.
-    #[schemars(length(max = 1100))]
-    pub message: String,
-    /// The key or path at which it happened.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub object: Option<String>,
-    /// When.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub time: Option<Time>,
-    /// In which attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<i32>,
-    /// True: another attempt may cure it.
-    #[serde(default)]
-    pub retryable: bool,
 }

@@ -107,7 +107,15 @@ impl JsonSchema for DurationText {
         true
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^([0-9]{1,6}(h|m|s))+$", "maxLength": DURATION_LENGTH_MAX})
+        // A rule instead of a pattern: its refusal says what to write, a pattern's only shows the pattern.
+        json_schema!({
+            "type": "string",
+            "maxLength": DURATION_LENGTH_MAX,
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^([0-9]{1,6}(h|m|s))+$')",
+                "message": "write a duration as 90s, 10m, 24h or 1h30m",
+            }],
+        })
     }
 }
 

@@ -57,7 +57,10 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
         let root = schema.expect("the derive gives every version a schema");
-        each_schema(root, &mut |schema| schema.nullable = None);
+        each_schema(root, &mut |schema| {
+            schema.nullable = None;
+            schema.enum_.iter_mut().for_each(|words| words.retain(|word| !word.0.is_null()));
+        });
         let properties = root.properties.as_mut().expect("every kind has fields");
         let spec = properties.get_mut("spec").expect("every kind has a spec");
         root.description = spec.description.replace("What you want.".to_owned());

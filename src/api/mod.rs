@@ -2,11 +2,10 @@
 //!
 //! * `common`     what the kinds share: references, durations, rates, and the error that names a field
 //! * `conditions` condition types and reasons as closed lists, and the arithmetic of `lastTransitionTime`
-//! * `backup`     `Backup`, one volume at one point in time
+//! * `backup`     `Backup`, one volume at one point in time; its status in `backup_status`, with the laws' rules
 //! * `target`     `ClusterBackupTarget`, a bucket and who may use it
 //! * `parse`      from what users wrote to the model's values, with errors that name the field and the cure
 //! * `secret`     the credential secret in Longhorn's keys, and spec over secret
-//! * `status`     from the model's counters to what status says of them
 //! * `crds`       the CRDs, finished for a real API server
 //! * `reference`  the documentation page of the kinds, written from the same schema
 //!
@@ -14,13 +13,13 @@
 //! condition elsewhere. Nothing here talks to a server or reads a clock.
 
 pub mod backup;
+pub mod backup_status;
 pub mod common;
 pub mod conditions;
 pub mod crds;
 pub mod parse;
 pub mod reference;
 pub mod secret;
-pub mod status;
 pub mod target;
 
 pub use backup::{Backup, BackupSpec, BackupState, BackupStatus};

@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{backup::unobserved, common::DurationText};
+use super::{backup_status::unobserved, common::DurationText};
 
 /// A ClusterBackupTarget is a bucket to which namespaces may back up volumes. Only an administrator makes one.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -63,7 +63,7 @@ pub struct ClusterBackupTargetSpec {
     pub limits: TargetLimits,
     /// How often the bucket is probed.
     #[serde(default = "check_interval")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("checkInterval must be at least 10s: each check is a few requests to the bucket"))]
+    #[x_kube(validation = Rule::new("!self.matches('^([0-9]{1,6}(h|m|s))+$') || duration(self) >= duration('10s')").message("checkInterval must be at least 10s: each check is a few requests to the bucket"))]
     pub check_interval: DurationText,
 }
 
@@ -251,8 +251,8 @@ pub struct TargetLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(
-        validation = Rule::new("type(self) == int || isQuantity(self)").message("not a quantity: write bytes per second as 400Mi or 50M"),
-        validation = Rule::new("type(self) == int ? self >= 65536 : (!isQuantity(self) || quantity(self).compareTo(quantity('64Ki')) >= 0)").message("at least 64Ki bytes per second")
+        validation = Rule::new("isQuantity(string(self))").message("not a quantity: write bytes per second as 400Mi or 50M"),
+        validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0").message("at least 64Ki bytes per second")
     )]
     pub max_bytes_per_second: Option<Quantity>,
 }

@@ -22,7 +22,7 @@ impl BlockSize {
     }
 
     /// The same, as a length in memory.
-    pub const fn len(self) -> usize {
+    pub const fn memory(self) -> usize {
         self.bytes() as usize
     }
 

@@ -314,7 +314,7 @@ impl Worker<'_> {
             Some(threads) => threads,
             None => self.start(settled, &ledger)?,
         };
-        let (ledger, progress) = self.upload(guard, &listing, ledger, threads, settled).await?;
+        let (ledger, progress) = self.upload(self.pipeline_plan(guard, &listing, settled), ledger, threads).await?;
         settled.source.check_unchanged()?;
         let complete = ledger.complete().map_err(|_| PipelineError::Bug("The pipeline ended with open blocks"))?;
         let new_blocks = progress.uploaded_blocks;
@@ -328,16 +328,9 @@ impl Worker<'_> {
         Ok((sealed.await?, new_blocks, false))
     }
 
-    async fn upload(
-        &self,
-        guard: &Guard,
-        listing: &Listing,
-        ledger: Ledger,
-        threads: Threads,
-        settled: &Settled,
-    ) -> Result<(Ledger, Progress), AttemptError> {
+    fn pipeline_plan<'a>(&'a self, guard: &'a Guard, listing: &'a Listing, settled: &Settled) -> Plan<'a> {
         let job = &self.attempt.job;
-        let plan = Plan {
+        Plan {
             guard,
             listing,
             scratch: &self.scratch,
@@ -347,8 +340,17 @@ impl Worker<'_> {
             concurrency: job.limits.concurrency,
             max_bytes_per_second: job.limits.max_bytes_per_second,
             cancel: self.attempt.cancel.clone(),
-        };
-        let pipeline = Pipeline::new(plan, ledger, Journal::new(job.attempt.clone()), threads)?;
+        }
+    }
+
+    async fn upload(
+        &self,
+        plan: Plan<'_>,
+        ledger: Ledger,
+        threads: Threads,
+    ) -> Result<(Ledger, Progress), AttemptError> {
+        let journal = Journal::new(self.attempt.job.attempt.clone());
+        let pipeline = Pipeline::new(plan, ledger, journal, threads)?;
         let (ledger, progress, ended) = pipeline.run(|progress| self.tell.progress(progress)).await;
         ended?;
         Ok((ledger, progress))

@@ -50,7 +50,12 @@ pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
         source: Source { path: image.to_owned(), root: None, bytes: None },
         mode: Mode::Incremental,
         snapshot: SnapshotRef { name: format!("snap-{uid}"), created: now() },
-        owner: Owner { cluster: "test".into(), namespace: "shop".into(), backup: uid.into(), shared_with_clusters: false },
+        owner: Owner {
+            cluster: "test".into(),
+            namespace: "shop".into(),
+            backup: uid.into(),
+            shared_with_clusters: false,
+        },
         labels: BTreeMap::new(),
         limits: Limits { concurrency: None, max_bytes_per_second: None },
         deadlines: Deadlines { stall_seconds: 60, total: now() + jiff::SignedDuration::from_hours(1) },
@@ -179,7 +184,7 @@ pub async fn compare(objects: &Arc<dyn Objects>, volume: &str, backup: &str, ima
             return Some(format!("the record names {key}, which is not there"));
         };
         let start = usize::try_from(block.offset).expect("small");
-        let place = &mut restored[start..start + size.len()];
+        let place = &mut restored[start..start + size.memory()];
         if let Err(error) = codec::decode(method, &object.bytes, place) {
             return Some(format!("{key}: {error}"));
         }

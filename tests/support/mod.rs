@@ -12,6 +12,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod control_plane;
+pub mod decorators;
 pub mod faults;
 pub mod image;
 pub mod job;

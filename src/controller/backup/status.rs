@@ -20,7 +20,7 @@ use super::{
 use crate::{
     api::{
         Backup, BackupState, BackupStatus, Cause, GROUP, VERSION,
-        backup::{
+        backup_status::{
             Attempt, BackupProgress, Change as Basis, ChangeSource, ObservedFailure, ObservedSource, Queue, QueueLimit,
             RequestCounts, StoredAs,
         },
