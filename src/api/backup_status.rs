@@ -223,7 +223,7 @@ pub struct StoredAs {
 pub struct Queue {
     /// Since when.
     pub since: Time,
-    /// Which limit it waits for: Target, Namespace, Node, Operator or Driver.
+    /// Which limit it waits for: Target, Namespace, Node, Operator, Driver or Volume.
     pub limit: QueueLimit,
 }
 
@@ -235,6 +235,7 @@ pub enum QueueLimit {
     Node,
     Operator,
     Driver,
+    Volume,
 }
 
 /// One attempt.

@@ -86,6 +86,8 @@ words! {
         Completed,
         Imported,
         // Error: the source or target is refused before any worker starts.
+        SourceNotSupported,
+        TargetNotAllowed,
         NamespaceNotAllowed,
         HostDeviceNotAllowed,
         HostDeviceNotSupported,

@@ -1,7 +1,34 @@
-//! The control plane. Per kind: observe → decide → act → status.
+//! The control plane: turns Backup resources into workers, and what workers report into status. It never touches a
+//! volume's byte.
+//!
+//! Per kind: observe → decide → status → act. Deciding is pure; everything a user sees comes from a `Standing`.
+//!
+//! * `config`   what the operator is told when it is started
+//! * `run`      its life: serve, campaign, lead, give back
+//! * `lease`    who leads
+//! * `context`  what every reconcile may use
+//! * `backup`   Backup
+//! * `target`   ClusterBackupTarget
+//! * `runner`   who runs workers
+//!
+//! What may go wrong: the API server is away (reconciles fail and are repeated; workers go on; the lease runs out and
+//! this operator acts no more until it holds it again), the store is away (workers and probes say so), another operator
+//! leads (this one waits).
 
+pub mod backup;
+pub mod config;
+pub mod context;
 pub mod lease;
+pub mod run;
 pub mod runner;
+pub mod target;
+pub mod time;
+
+pub use config::OperatorConfig;
+pub use run::{OperatorError, run_until, run_with_prober};
+
+/// Who we are in server-side apply.
+pub const FIELD_MANAGER: &str = "tidemark-operator";
 
 /// An error and all it rests on, on one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {

@@ -1,0 +1,185 @@
+//! What every reconcile may use: the API, the caches, the runner, and the leader's memory. A new leader gets a new one:
+//! nothing in it is needed to be right, only to be quick.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Client, Resource, ResourceExt,
+    runtime::{
+        events::{Event, EventType, Recorder},
+        reflector::{ObjectRef, Store},
+    },
+};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    backup::{
+        hear::Ear,
+        queue::Queue,
+        standing::{Note, Severity},
+    },
+    error_chain,
+    runner::{AttemptRef, Runner},
+    target::probe::Prober,
+};
+use crate::{
+    api::{Backup, ClusterBackupTarget},
+    metrics::Metrics,
+    model::Credentials,
+};
+
+/// Every request to the API server is given up after this: a connection that was silently dropped would hang for ever.
+pub const API_DEADLINE: Duration = Duration::from_secs(10);
+/// Fewest seconds between two looks at, and two progress writes of, one running Backup.
+pub const POLL_INTERVAL_MIN: Duration = Duration::from_secs(2);
+/// Progress writes per second of the whole operator, and so looks at workers.
+pub const WRITES_PER_SECOND: u32 = 20;
+
+pub struct Context {
+    pub client: Client,
+    pub runner: Arc<dyn Runner>,
+    pub prober: Prober,
+    pub metrics: Arc<Metrics>,
+    pub recorder: Recorder,
+    pub backups: Store<Backup>,
+    pub targets: Store<ClusterBackupTarget>,
+    /// Of the operator's namespace.
+    pub secrets: Store<Secret>,
+    /// The operator's namespace.
+    pub namespace: String,
+    pub host_device_roots: Vec<PathBuf>,
+    /// Uid of the namespace kube-system.
+    pub cluster: String,
+    pub queue: Mutex<Queue>,
+    pub memory: Mutex<Memory>,
+    /// Asks for a look at a Backup now.
+    pub poke_backups: mpsc::Sender<ObjectRef<Backup>>,
+}
+
+/// What the leader remembers of each Backup, by uid and attempt.
+#[derive(Default)]
+pub struct Memory {
+    pub ears: HashMap<AttemptRef, Ear>,
+    /// Keys that a running worker was given.
+    pub offered: HashMap<AttemptRef, Credentials>,
+    pub written: HashMap<String, LastWrite>,
+}
+
+/// Our last write of a status, until the cache has it.
+pub struct LastWrite {
+    /// The resourceVersion it replaced.
+    pub replaced: Option<String>,
+    pub object: Arc<Backup>,
+    pub at: Instant,
+}
+
+impl Memory {
+    /// Forgets every Backup that is no more.
+    pub fn forget(&mut self, lives: &HashSet<String>) {
+        self.ears.retain(|attempt, _| lives.contains(attempt.backup_uid()));
+        self.offered.retain(|attempt, _| lives.contains(attempt.backup_uid()));
+        self.written.retain(|uid, _| lives.contains(uid));
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("API server did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+/// Bounds a request to the API server.
+pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(API_DEADLINE, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(ApiError::Silent(API_DEADLINE)),
+    }
+}
+
+impl Context {
+    pub fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cached object, or what we wrote over it if the cache has not seen that yet.
+    pub fn freshest(&self, cached: Arc<Backup>) -> Arc<Backup> {
+        let mut memory = self.memory();
+        let uid = cached.uid().unwrap_or_default();
+        match memory.written.get_mut(&uid) {
+            Some(last) if last.replaced.is_some() && last.replaced == cached.resource_version() => last.object.clone(),
+            Some(last) => {
+                last.replaced = None;
+                cached
+            }
+            None => cached,
+        }
+    }
+
+    /// The interval for running workers: 2 s, or longer so that all of them together stay within the budget.
+    pub fn poll_interval(&self) -> Duration {
+        let running = u32::try_from(self.queue().running()).unwrap_or(u32::MAX);
+        POLL_INTERVAL_MIN.max(Duration::from_secs(1) * running / WRITES_PER_SECOND)
+    }
+
+    /// Has this Backup's turn come to write progress?
+    pub fn may_write_progress(&self, uid: &str) -> bool {
+        // A tenth of grace: the look that was planned for the interval's end must not come a moment too early.
+        let interval = self.poll_interval() * 9 / 10;
+        self.memory().written.get(uid).is_none_or(|last| last.at.elapsed() >= interval)
+    }
+
+    /// Looks at these Backups soon. A full channel loses the hint, not the Backup: each looks again by itself.
+    pub fn poke(&self, uids: &[String]) {
+        if uids.is_empty() {
+            return;
+        }
+        let wanted = |b: &Backup| b.uid().is_some_and(|uid| uids.contains(&uid));
+        for backup in self.backups.state().iter().filter(|b| wanted(b)) {
+            drop(self.poke_backups.try_send(ObjectRef::from_obj(backup.as_ref())));
+        }
+    }
+
+    /// Publishes an event without waiting for it: an event that is lost loses nothing that status does not say.
+    /// The action carries the attempt, so that the next failure for the same reason is a new event with its own text.
+    pub fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, note: Note, action: String) {
+        let recorder = self.recorder.clone();
+        let reference = object.object_ref(&());
+        let event = Event {
+            type_: match note.severity {
+                Severity::Normal => EventType::Normal,
+                Severity::Warning => EventType::Warning,
+            },
+            reason: note.reason,
+            // At most 1024 bytes are taken.
+            note: Some(cut(note.text, 1000)),
+            action,
+            secondary: None,
+        };
+        tokio::spawn(async move {
+            if let Err(error) = bounded(recorder.publish(&event, &reference)).await {
+                tracing::debug!(error = %error_chain(&error), reason = event.reason, "Event was not published");
+            }
+        });
+    }
+}
+
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,51 @@
+//! One look at a bucket, behind one function, so that the controller names no part of the store but this.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use jiff::SignedDuration;
+
+use crate::model::{Credentials, FailureReason, StoreLocation};
+
+/// What a bucket showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probed {
+    /// A second create of the same key was refused.
+    pub conditional_writes: bool,
+    /// The store's clock less ours.
+    pub clock_skew: SignedDuration,
+}
+
+/// Why it did not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ProbeFailed {
+    pub reason: FailureReason,
+    /// Names the object and the cure.
+    pub message: String,
+}
+
+/// Looks at a bucket.
+pub type Prober =
+    Arc<dyn Fn(StoreLocation, Credentials) -> BoxFuture<'static, Result<Probed, ProbeFailed>> + Send + Sync>;
+
+/// A probe is a handful of small requests: a store that needs longer is as good as away.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The same, with an end.
+pub async fn within_deadline(
+    prober: &Prober,
+    location: StoreLocation,
+    credentials: Credentials,
+) -> Result<Probed, ProbeFailed> {
+    match tokio::time::timeout(PROBE_DEADLINE, prober(location, credentials)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ProbeFailed {
+            reason: FailureReason::StoreUnavailable,
+            message: format!(
+                "The bucket did not answer within {} s: check the endpoint and the network between",
+                PROBE_DEADLINE.as_secs()
+            ),
+        }),
+    }
+}

@@ -1,0 +1,181 @@
+//! How a target stands: pure, from what its words mean and what the bucket showed.
+
+use jiff::SignedDuration;
+
+use super::{
+    probe::{ProbeFailed, Probed},
+    resolve::{Resolved, Unresolved},
+};
+use crate::{
+    api::{Cause, Claim, ConditionType, Reason, Truth},
+    controller::backup::standing::{Note, Severity},
+    model::FailureReason,
+};
+
+/// Clocks further apart than this make signatures fail and ages of locks wrong.
+const SKEW_MAX: SignedDuration = SignedDuration::from_secs(60);
+
+/// What one look at a target found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Looked {
+    /// Spec and Secret do not make a target.
+    Unresolved(Unresolved),
+    Unprobed(Resolved, ProbeFailed),
+    Probed(Resolved, Probed),
+}
+
+/// Is another target the default too?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rivals {
+    None,
+    Several,
+}
+
+/// The conditions of a target, in the order they are shown.
+pub fn claims(looked: &Looked, rivals: Rivals) -> Vec<Claim> {
+    use {Cause as C, ConditionType as T, Truth::*};
+    let (ready, reachable, valid, clock) = match looked {
+        Looked::Unresolved(problem) => {
+            let (reason, about_keys) = match problem {
+                Unresolved::SecretMissing { .. } => (C::SecretMissing, True),
+                Unresolved::SecretInvalid { .. } => (C::SecretInvalid, True),
+                Unresolved::Field(_) => (C::InvalidSpec, Unknown),
+            };
+            let text = problem.to_string();
+            let valid = if about_keys == True { False } else { Unknown };
+            (
+                (False, Reason::from(reason), text.clone()),
+                (Unknown, Reason::from(reason), "Not asked".into()),
+                (valid, Reason::from(reason), text),
+                (Unknown, Reason::from(reason), "Not asked".into()),
+            )
+        }
+        Looked::Unprobed(_, failed) => unprobed(failed),
+        Looked::Probed(_, probed) => {
+            let skew = probed.clock_skew.abs();
+            let clock = match skew <= SKEW_MAX {
+                true => (True, Reason::from(C::InStep), format!("The clocks differ by {} s", skew.as_secs())),
+                false => (
+                    False,
+                    Reason::from(FailureReason::ClockSkew),
+                    format!("The store's clock and ours differ by {} s: set both by NTP", skew.as_secs()),
+                ),
+            };
+            let ready = match clock.0 {
+                True => (True, Reason::from(C::Available), "The bucket answered".to_owned()),
+                False | Unknown => (False, clock.1, clock.2.clone()),
+            };
+            (
+                ready,
+                (True, C::Answered.into(), "The bucket answered".into()),
+                (True, C::Accepted.into(), "The store accepted the key".into()),
+                clock,
+            )
+        }
+    };
+    let mut ready = ready;
+    if rivals == Rivals::Several {
+        let text = "Another target has spec.default: true as well: leave it true on one only; until then none is used by default";
+        ready = (False, C::SeveralDefaults.into(), text.into());
+    }
+    let valid = match looked {
+        Looked::Probed(resolved, _) if !resolved.overridden.is_empty() => {
+            (valid.0, C::SpecOverridesSecret.into(), resolved.overridden.join("; "))
+        }
+        _ => valid,
+    };
+    let scoped = "Workers hold this target's key, which opens the whole bucket prefix: give it a bucket of its own";
+    let mut claims = vec![Claim::new(T::Ready, ready.0, ready.1, ready.2.clone())];
+    if ready.0 != True {
+        // Only a person mends a spec, a secret or a refusal; an outage may pass.
+        let passes = matches!(looked, Looked::Unprobed(_, failed) if is_passing(failed.reason));
+        let kind = if passes { T::Reconciling } else { T::Stalled };
+        claims.push(Claim::new(kind, True, ready.1, ready.2));
+    }
+    claims.extend([
+        Claim::new(T::Reachable, reachable.0, reachable.1, reachable.2),
+        Claim::new(T::CredentialsValid, valid.0, valid.1, valid.2),
+        Claim::new(T::CredentialsScoped, False, C::StaticKey, scoped),
+        Claim::new(T::ClockInStep, clock.0, clock.1, clock.2),
+    ]);
+    claims
+}
+
+type Said = (Truth, Reason, String);
+
+/// What a failed probe says about each condition: a refusal is an answer, an outage is none.
+fn unprobed(failed: &ProbeFailed) -> (Said, Said, Said, Said) {
+    use Truth::*;
+    let reason = Reason::from(failed.reason);
+    let text = failed.message.clone();
+    let unknown = || (Unknown, reason, "Not known: the last probe failed".to_owned());
+    let answered = || (True, Reason::from(Cause::Answered), "The store answered".to_owned());
+    let no = || (False, reason, text.clone());
+    match failed.reason {
+        FailureReason::AccessDenied => (no(), answered(), no(), unknown()),
+        FailureReason::ClockSkew => (no(), answered(), unknown(), no()),
+        FailureReason::BucketMissing | FailureReason::WrongRegion => (no(), no(), unknown(), unknown()),
+        _ => (no(), no(), unknown(), unknown()),
+    }
+}
+
+fn is_passing(reason: FailureReason) -> bool {
+    matches!(reason, FailureReason::StoreUnavailable | FailureReason::Throttled | FailureReason::UploadFailed)
+}
+
+/// What is worth an event when Ready's reason changed.
+pub fn note(claims: &[Claim]) -> Option<Note> {
+    let ready = claims.iter().find(|c| c.condition == ConditionType::Ready)?;
+    let severity = if ready.truth == Truth::True { Severity::Normal } else { Severity::Warning };
+    Some(Note { severity, reason: ready.reason.as_str().to_owned(), text: ready.message.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(reason: FailureReason) -> Looked {
+        let resolved = Resolved {
+            location: Default::default(),
+            credentials: Default::default(),
+            compression: Default::default(),
+            block_size: Default::default(),
+            bytes_per_second: None,
+            overridden: vec![],
+        };
+        Looked::Unprobed(resolved, ProbeFailed { reason, message: "what was seen: the cure".into() })
+    }
+
+    fn truth(claims: &[Claim], wanted: ConditionType) -> Option<(Truth, &'static str)> {
+        claims.iter().find(|c| c.condition == wanted).map(|c| (c.truth, c.reason.as_str()))
+    }
+
+    #[test]
+    fn a_wrong_key_stalls_and_an_outage_goes_on_trying() {
+        use {ConditionType::*, Truth::*};
+        let denied = claims(&failed(FailureReason::AccessDenied), Rivals::None);
+        assert_eq!(truth(&denied, Stalled), Some((True, "AccessDenied")), "{denied:?}");
+        assert_eq!(truth(&denied, CredentialsValid), Some((False, "AccessDenied")));
+        assert_eq!(truth(&denied, Reachable), Some((True, "Answered")), "a refusal is an answer");
+        let away = claims(&failed(FailureReason::StoreUnavailable), Rivals::None);
+        assert_eq!(truth(&away, Reconciling), Some((True, "StoreUnavailable")), "{away:?}");
+        assert_eq!(truth(&away, Stalled), None);
+        assert_eq!(truth(&away, CredentialsValid), Some((Unknown, "StoreUnavailable")));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_and_a_second_default_are_not_ready() {
+        use {ConditionType::*, Truth::*};
+        let Looked::Unprobed(resolved, _) = failed(FailureReason::Bug) else { unreachable!() };
+        let probed = |seconds| Probed { conditional_writes: true, clock_skew: SignedDuration::from_secs(seconds) };
+        let off = claims(&Looked::Probed(resolved.clone(), probed(-61)), Rivals::None);
+        assert_eq!(truth(&off, ClockInStep), Some((False, "ClockSkew")));
+        assert_eq!(truth(&off, Ready), Some((False, "ClockSkew")));
+        let well = claims(&Looked::Probed(resolved.clone(), probed(60)), Rivals::None);
+        assert_eq!(truth(&well, Ready), Some((True, "Available")));
+        assert_eq!(truth(&well, CredentialsScoped), Some((False, "StaticKey")), "the truth about a static key");
+        assert_eq!((truth(&well, Reconciling), truth(&well, Stalled)), (None, None));
+        let twice = claims(&Looked::Probed(resolved, probed(0)), Rivals::Several);
+        assert_eq!(truth(&twice, Ready), Some((False, "SeveralDefaults")));
+    }
+}
