@@ -90,6 +90,10 @@ enum Command {
     Restore(restore::RestoreOptions),
     Ls(list::ListOptions),
     Inspect(list::InspectOptions),
+    /// Watch Backups and ClusterBackupTargets, run workers, and write what the store has confirmed into status
+    ///
+    /// Example: tidemark operator --kubeconfig ~/.kube/config --workers=process --host-device-root=/dev/vg0
+    Operator(Box<crate::controller::OperatorConfig>),
     /// Run one backup attempt from a job file: what the operator starts in a Pod or as a process
     Worker(crate::worker::WorkerOptions),
     /// Print the custom resource definitions, or write them to a directory
@@ -150,7 +154,7 @@ pub fn main() -> ExitCode {
 
 fn start_log(cli: &Cli) {
     let quiet = match cli.command {
-        Command::Worker(_) => None,
+        Command::Worker(_) | Command::Operator(_) => None,
         _ => Some(LOG_FILTER_COMMANDS),
     };
     telemetry::init(cli.log.log_format, cli.log.log.as_deref().or(quiet));
@@ -166,6 +170,7 @@ fn dispatch(command: Command) -> u8 {
             Ok(code) => code,
             Err(error) => finish(false, Err(error)),
         },
+        Command::Operator(config) => finish(false, async_runtime(service::operator(*config))),
         Command::Crds(options) => finish(false, service::crds(&options)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -4,8 +4,25 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CliError, say, tell};
-use crate::{api, model::FailureReason};
+use super::{CliError, environment, say, tell};
+use crate::{api, controller, model::FailureReason};
+
+/// Variables a worker process inherits; nothing else of our environment reaches it.
+const WORKER_VARIABLES: [&str; 4] = ["TIDEMARK_LOG", "RUST_BACKTRACE", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+pub(super) async fn operator(mut config: controller::OperatorConfig) -> Result<(), CliError> {
+    config.worker_environment =
+        WORKER_VARIABLES.iter().filter_map(|name| Some((name.into(), environment::read(name)?.into()))).collect();
+    controller::run(config).await.map_err(|error| {
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(source) = cause {
+            message = format!("{message}: {source}");
+            cause = source.source();
+        }
+        CliError::new(FailureReason::Bug.exit_code(), message)
+    })
+}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CrdsOptions {
