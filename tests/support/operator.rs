@@ -3,9 +3,13 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -21,6 +25,7 @@ pub const NAMESPACE: &str = "tidemark-system";
 #[derive(Debug)]
 pub struct Operator {
     process: Process,
+    http: PathBuf,
     pub home: Arc<Home>,
 }
 
@@ -28,6 +33,7 @@ pub struct Operator {
 #[derive(Debug)]
 pub struct Home {
     directory: TempDir,
+    operators: AtomicU32,
 }
 
 impl Home {
@@ -41,7 +47,7 @@ impl Home {
         for name in ["state", "volumes"] {
             fs::create_dir(directory.path().join(name)).expect("the scratch directory is ours");
         }
-        Arc::new(Self { directory })
+        Arc::new(Self { directory, operators: AtomicU32::new(0) })
     }
 
     /// `--state-dir`: one directory per attempt.
@@ -112,12 +118,14 @@ impl Operator {
     /// Starts one in this home, with these flags besides its own.
     pub fn start_in(plane: &ControlPlane, home: Arc<Home>, flags: &[&str]) -> Self {
         let mut command = Command::new(program());
-        command.args(["operator", "--workers=process", "--metrics-listen", "127.0.0.1:0", "--namespace", NAMESPACE]);
+        command.args(["operator", "--workers=process", "--http-listen", "127.0.0.1:0", "--namespace", NAMESPACE]);
         command.arg("--kubeconfig").arg(plane.kubeconfig());
         command.arg("--state-dir").arg(home.state());
         command.arg("--host-device-root").arg(home.volumes());
-        command.args(flags);
-        Self { process: Process::start("tidemark operator", command, &home.log()), home }
+        // Two at once each need a file of their own.
+        let http = home.directory.path().join(format!("http-{}", home.operators.fetch_add(1, SeqCst)));
+        command.arg("--http-address-file").arg(&http).args(flags);
+        Self { http, process: Process::start("tidemark operator", command, &home.log()), home }
     }
 
     /// SIGTERM: an orderly end that leaves workers running.
@@ -141,6 +149,11 @@ impl Operator {
 
     pub fn output(&self) -> String {
         self.process.output()
+    }
+
+    /// Where it serves /healthz, /readyz and /metrics; `None` until it does.
+    pub fn http(&self) -> Option<SocketAddr> {
+        fs::read_to_string(&self.http).ok()?.trim().parse().ok()
     }
 
     /// What it and its workers said last.
