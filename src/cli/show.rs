@@ -75,8 +75,12 @@ impl Show {
     /// Shows the newest look; `json` is its form for programs.
     pub(super) fn update(&mut self, look: &Look<'_>, json: impl FnOnce() -> Value) {
         let now = Instant::now();
-        self.rate.add(now, look.done_blocks, look.done_bytes);
         let is_new_phase = self.phase != look.phase;
+        if is_new_phase {
+            // Waiting for a lock says nothing about the speed of what follows.
+            self.rate = Rate::default();
+        }
+        self.rate.add(now, look.done_blocks, look.done_bytes);
         look.phase.clone_into(&mut self.phase);
         let is_due = |interval| is_new_phase || self.told.is_none_or(|told| now - told >= interval);
         match &self.how {
