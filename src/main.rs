@@ -1,3 +1,5 @@
 //! The binary: nothing but the door to the command line.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tidemark::cli::main()
+}

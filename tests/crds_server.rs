@@ -4,7 +4,6 @@
 //! All tests share one control plane and one pair of CRDs; each uses names of its own.
 
 mod manifests;
-#[allow(unused_imports, reason = "each test file uses its own part")]
 mod support;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -25,7 +25,7 @@ pub mod target;
 pub mod time;
 
 pub use config::OperatorConfig;
-pub use run::{OperatorError, run_until, run_with_prober};
+pub use run::{OperatorError, run, run_until, run_with_prober};
 
 /// Who we are in server-side apply.
 pub const FIELD_MANAGER: &str = "tidemark-operator";

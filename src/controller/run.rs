@@ -96,6 +96,11 @@ struct Operator {
 }
 
 /// Runs the operator until SIGTERM or SIGINT.
+pub async fn run(config: OperatorConfig) -> Result<(), OperatorError> {
+    run_with_prober(config, target::probe::prober()).await
+}
+
+/// The same, with another look at buckets.
 pub async fn run_with_prober(config: OperatorConfig, prober: Prober) -> Result<(), OperatorError> {
     let stop = stop_on_signals()?;
     run_until(config, prober, Arc::new(Metrics::new()), stop).await

@@ -22,7 +22,8 @@ impl BlockSize {
     }
 
     /// The same, as a length in memory.
-    pub const fn memory(self) -> usize {
+    #[expect(clippy::len_without_is_empty, reason = "no block size is empty")]
+    pub const fn len(self) -> usize {
         self.bytes() as usize
     }
 

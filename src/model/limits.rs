@@ -29,7 +29,7 @@ pub const BUFFERS_MIN: usize = 4;
 
 /// Raw buffers (and again bodies) for a block size: 24 of 2 MiB, 4 of 16 MiB.
 pub const fn buffers(size: BlockSize) -> usize {
-    let fitting = BUFFER_BYTES / size.memory();
+    let fitting = BUFFER_BYTES / size.len();
     if fitting < BUFFERS_MIN { BUFFERS_MIN } else { fitting }
 }
 const _: () = assert!(buffers(BlockSize::Mi2) == 24 && buffers(BlockSize::Mi16) == 4);

@@ -133,6 +133,11 @@ impl Client {
         }
     }
 
+    /// The folders directly below a prefix that ends with `/`.
+    pub async fn folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.call(Request { action: "LIST", key: prefix, len: 0 }, || self.objects.folders(prefix)).await
+    }
+
     pub async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         for batch in keys.chunks(limits::LIST_PAGE as usize) {
             let key = batch.first().map_or("", String::as_str);

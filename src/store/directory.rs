@@ -121,6 +121,23 @@ impl Directory {
         Ok(Page { entries, next })
     }
 
+    fn folders_below(&self, prefix: &str) -> io::Result<Vec<String>> {
+        let children = match fs::read_dir(self.root.join(prefix)) {
+            Ok(children) => children,
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut folders = Vec::new();
+        for child in children {
+            let child = child?;
+            if let (true, Ok(name)) = (child.file_type()?.is_dir(), child.file_name().into_string()) {
+                folders.push(format!("{prefix}{name}/"));
+            }
+        }
+        folders.sort_unstable();
+        Ok(folders)
+    }
+
     fn delete_files(&self, keys: &[String]) -> io::Result<()> {
         for key in keys {
             let path = self.path(key);
@@ -242,6 +259,11 @@ impl Objects for Directory {
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         let owned = prefix.to_owned();
         Box::pin(self.run("LIST", prefix, move |d| d.page(&owned, token.as_deref())))
+    }
+
+    fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
+        let owned = prefix.to_owned();
+        Box::pin(self.run("LIST", prefix, move |d| d.folders_below(&owned)))
     }
 
     fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {

@@ -208,7 +208,8 @@ mod tests {
     use super::*;
 
     fn entries(n: u32) -> Vec<Entry> {
-        let placed = |i: u32| (i % 3 != 0).then(|| Placed { name: BlockName::of(&i.to_le_bytes()), stored: i });
+        let placed =
+            |i: u32| (!i.is_multiple_of(3)).then(|| Placed { name: BlockName::of(&i.to_le_bytes()), stored: i });
         (0..n).map(|i| Entry { ordinal: i, placed: placed(i) }).collect()
     }
 

@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod listing;
 pub mod lock;
 pub mod objects;
+pub mod probe;
 pub mod record;
 pub mod retry;
 pub mod s3;

@@ -23,6 +23,27 @@ pub trait Objects: Send + Sync {
     fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>>;
     /// One page of the keys that start with `prefix`, after `token`.
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page>;
+    /// The folders directly below `prefix`, which ends with `/`: whole prefixes with their `/`, ascending. Backends
+    /// that can be asked for them do better than this reading of every key.
+    fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
+        Box::pin(async move {
+            let (mut folders, mut token): (Vec<String>, _) = (Vec::new(), None);
+            loop {
+                let page = self.list(prefix, token).await?;
+                for entry in &page.entries {
+                    let Some(length) = entry.key[prefix.len()..].find('/') else { continue };
+                    let folder = &entry.key[..=prefix.len() + length];
+                    if folders.last().is_none_or(|last| last != folder) {
+                        folders.push(folder.to_owned());
+                    }
+                }
+                match page.next {
+                    Some(next) => token = Some(next),
+                    None => return Ok(folders),
+                }
+            }
+        })
+    }
     /// Removes these keys; a missing one is no error. At most 1000.
     fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()>;
     /// Read the credentials again. `true` if they changed.

@@ -15,7 +15,15 @@ use aws_sdk_s3::{
     types::{Delete, ObjectIdentifier, ObjectStorageClass, ServerSideEncryption, StorageClass},
 };
 use aws_smithy_http_client::tls;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
+        orchestrator::HttpResponse,
+        runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::config_bag::ConfigBag;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 
@@ -112,6 +120,7 @@ impl S3 {
     async fn send_list(&self, prefix: &str, token: Option<String>) -> Result<Page, StoreError> {
         let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
         let request = request.max_keys(limits::LIST_PAGE).set_continuation_token(token.clone());
+        let request = request.customize().interceptor(WholeDocument("</ListBucketResult>"));
         let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
         let refuse = |seen: &str| Err(StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen));
         let next = reply.next_continuation_token.clone();
@@ -143,6 +152,28 @@ impl S3 {
         Ok(Page { entries, next: next.filter(|_| reply.is_truncated.unwrap_or_default()) })
     }
 
+    async fn send_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let refuse = |seen: &str| StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen);
+        let (mut folders, mut token): (Vec<String>, Option<String>) = (Vec::new(), None);
+        loop {
+            let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
+            let request = request.delimiter("/").set_continuation_token(token.clone());
+            let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
+            for folder in reply.common_prefixes().iter().filter_map(|p| p.prefix()) {
+                let folder = folder.strip_prefix(&self.location.prefix).filter(|f| f.starts_with(prefix));
+                folders.push(folder.ok_or_else(|| refuse("the answer names a folder outside the prefix"))?.to_owned());
+            }
+            match (reply.is_truncated.unwrap_or_default(), reply.next_continuation_token) {
+                (false, _) => return Ok(folders),
+                (true, None) => return Err(refuse("the answer is truncated and has no token to go on with")),
+                (true, next) if next == token => {
+                    return Err(refuse("the server answered with the token it was sent"));
+                }
+                (true, next) => token = next,
+            }
+        }
+    }
+
     async fn send_delete(&self, keys: &[String]) -> Result<(), StoreError> {
         let first = keys.first().map_or("", String::as_str);
         if let [key] = keys {
@@ -157,6 +188,7 @@ impl S3 {
         }
         let batch = Delete::builder().set_objects(Some(names)).quiet(true).build().map_err(|e| invalid(&e))?;
         let request = self.client.delete_objects().bucket(&self.location.bucket).delete(batch);
+        let request = request.customize().interceptor(WholeDocument("DeleteResult>"));
         let reply = request.send().await.map_err(|error| classify("DELETE", first, &error))?;
         match reply.errors().first() {
             None => Ok(()),
@@ -182,11 +214,41 @@ impl Objects for S3 {
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         Box::pin(self.send_list(prefix, token))
     }
+    fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
+        Box::pin(self.send_folders(prefix))
+    }
     fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
         Box::pin(self.send_delete(keys))
     }
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(self.credentials.refresh()))
+    }
+}
+
+/// The SDK's parser takes a document that ends early for a short one: half a listing would be a listing (law 7). An
+/// answer counts only if its document is closed.
+#[derive(Debug)]
+struct WholeDocument(&'static str);
+
+impl Intercept for WholeDocument {
+    fn name(&self) -> &'static str {
+        "WholeDocument"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let response = context.response();
+        let body = response.body().bytes().unwrap_or_default().trim_ascii_end();
+        // An empty element (`<DeleteResult/>`) ends with "/>".
+        let is_whole = body.ends_with(self.0.as_bytes()) || body.ends_with(b"/>");
+        if !response.status().is_success() || is_whole {
+            return Ok(());
+        }
+        Err(format!("the answer ends after {} bytes without its closing element", body.len()).into())
     }
 }
 

@@ -105,7 +105,7 @@ pub fn compute_threads(cores: usize) -> usize {
 impl Threads {
     pub fn start(work: Work) -> std::io::Result<Self> {
         let (tell, found) = mpsc::channel(FOUND_MAX);
-        let raw = Pool::new(limits::buffers(work.block_size), work.block_size.memory());
+        let raw = Pool::new(limits::buffers(work.block_size), work.block_size.len());
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),

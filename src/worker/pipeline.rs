@@ -120,7 +120,7 @@ enum Event {
 
 impl<'a> Pipeline<'a> {
     pub fn new(plan: Plan<'a>, ledger: Ledger, journal: Journal, threads: Threads) -> std::io::Result<Self> {
-        let block_len = plan.block_size.memory();
+        let block_len = plan.block_size.len();
         let bodies = Pool::new(limits::buffers(plan.block_size), codec::max_encoded_len(plan.compression, block_len));
         let receipts = Receipts::create(plan.scratch, ledger.counts().total)?;
         let concurrency = Concurrency::new(plan.concurrency);

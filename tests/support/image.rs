@@ -99,6 +99,29 @@ impl Image {
         std::fs::metadata(&self.path).expect("the image is there").len()
     }
 
+    /// Has it an ext filesystem? Their superblock says 0xEF53 at byte 1080.
+    pub fn has_ext4(&self) -> bool {
+        let file = File::open(&self.path).expect("the image is there");
+        let mut magic = [0; 2];
+        file.read_exact_at(&mut magic, 1080).is_ok() && magic == [0x53, 0xEF]
+    }
+
+    /// Calls `each` with the index and the bytes of every block that is not all zeros.
+    pub fn for_each_block(&self, mut each: impl FnMut(usize, &[u8])) {
+        let file = File::open(&self.path).expect("the image is there");
+        let zeros = vec![0; self.block];
+        let mut bytes = vec![0; self.block];
+        for index in 0..(self.bytes() as usize).div_ceil(self.block) {
+            bytes.fill(0);
+            let offset = (index * self.block) as u64;
+            let length = self.block.min((self.bytes() - offset) as usize);
+            file.read_exact_at(&mut bytes[..length], offset).expect("the image is as long as it was");
+            if bytes != zeros {
+                each(index, &bytes);
+            }
+        }
+    }
+
     /// Overwrites one block.
     pub fn write(&self, index: usize, content: Block) {
         self.write_at((index * self.block) as u64, &content.bytes(self.block));

@@ -184,7 +184,7 @@ pub async fn compare(objects: &Arc<dyn Objects>, volume: &str, backup: &str, ima
             return Some(format!("the record names {key}, which is not there"));
         };
         let start = usize::try_from(block.offset).expect("small");
-        let place = &mut restored[start..start + size.memory()];
+        let place = &mut restored[start..start + size.len()];
         if let Err(error) = codec::decode(method, &object.bytes, place) {
             return Some(format!("{key}: {error}"));
         }

@@ -4,18 +4,21 @@
 //! * `control_plane`  etcd and kube-apiserver on loopback, `kubectl`
 //! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`)
 //! * `wire`           a TCP proxy: cut, reset, slow, heal
+//! * `job`            jobs for a worker without an operator
+//! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
 //! * `process`        children that never outlive the test
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
 //! doing, and so that everything here but the control plane can be started without `await`.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 pub mod control_plane;
 pub mod decorators;
 pub mod faults;
 pub mod image;
 pub mod job;
+pub mod operator;
 pub mod process;
 mod s3_backend;
 pub mod s3_server;
@@ -30,9 +33,10 @@ use std::{
 pub use control_plane::ControlPlane;
 pub use faults::{Fault, Kind, Rule};
 pub use image::{Block, Image};
+pub use operator::{Home, Operator};
 pub use process::Process;
 pub use s3_server::{ACCESS_KEYS, S3Server};
-use tempfile::TempDir;
+pub use tempfile::TempDir;
 use tokio::runtime::Runtime;
 pub use wire::Wire;
 
@@ -45,12 +49,22 @@ fn runtime() -> &'static Runtime {
     })
 }
 
+/// Memory is used for a scratch directory only if it has this much room: a container's /dev/shm often has 64 MB.
+const SCRATCH_ROOM: u64 = 2 << 30;
+
 /// A directory that goes when it is dropped, in memory where possible: etcd waits for the disk at every write, and
 /// compilers keep the disk busy.
 pub fn scratch(purpose: &str) -> TempDir {
-    let base = match Path::new("/dev/shm") {
-        memory if TempDir::new_in(memory).is_ok() => memory.to_owned(),
-        _ => std::env::temp_dir(),
+    scratch_with_room(purpose, 0)
+}
+
+/// The same, for about so many bytes.
+pub fn scratch_with_room(purpose: &str, bytes: u64) -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(memory).map_or(0, |s| s.f_bavail * s.f_frsize);
+    let base = match room >= SCRATCH_ROOM + bytes && TempDir::new_in(memory).is_ok() {
+        true => memory.to_owned(),
+        false => std::env::temp_dir(),
     };
     remove_left_behind(&base);
     let prefix = format!("tidemark-{}-{purpose}-", std::process::id());

@@ -91,7 +91,12 @@ pub const ACCESS_KEYS: [(&str, &str); 2] =
 impl S3Server {
     /// Listens on a free port of loopback, with no bucket yet.
     pub fn start() -> Self {
-        let directory = super::scratch("s3");
+        Self::with_room(0)
+    }
+
+    /// The same, where there is room for about so many bytes.
+    pub fn with_room(bytes: u64) -> Self {
+        let directory = super::scratch_with_room("s3", bytes);
         let page = Arc::new(std::sync::atomic::AtomicI32::new(1000));
         let keys = Keys::of(&ACCESS_KEYS);
         let files = s3s_fs::FileSystem::new(directory.path()).expect("the directory was just made");

@@ -29,6 +29,18 @@ pub struct ProbeFailed {
 pub type Prober =
     Arc<dyn Fn(StoreLocation, Credentials) -> BoxFuture<'static, Result<Probed, ProbeFailed>> + Send + Sync>;
 
+/// The store's own probe.
+pub fn prober() -> Prober {
+    Arc::new(|location, credentials| {
+        Box::pin(async move {
+            let probed = crate::store::probe::probe(&location, &credentials).await;
+            probed
+                .map(|p| Probed { conditional_writes: p.conditional_writes, clock_skew: p.clock_skew })
+                .map_err(|error| ProbeFailed { reason: error.reason(), message: error.to_string() })
+        })
+    })
+}
+
 /// A probe is a handful of small requests: a store that needs longer is as good as away.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
