@@ -1,4 +1,16 @@
-//! The repository on object storage.
+//! The repository on object storage: Longhorn's backupstore format, and the order of requests that keeps it true.
+//!
+//! The commit protocol in one sentence: blocks first, record last, and what no record names is not in the repository.
+//!
+//! * `objects`   the boundary: six verbs; `s3` and `directory` behind it, `client` before it (retries, deadlines, counts)
+//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's
+//! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`)
+//! * `listing`   one LIST under the guard instead of a HEAD per block
+//! * `ledger`    receipts, and the proof that nothing is open
+//! * `journal`   what a later attempt need not read again
+//! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
+//! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
+//! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
 
 pub mod adopt;
 pub mod client;
