@@ -10,12 +10,14 @@
 //! * `backup`   Backup
 //! * `target`   ClusterBackupTarget
 //! * `runner`   who runs workers
+//! * `census`   counts, and removes what belongs to nobody
 //!
 //! What may go wrong: the API server is away (reconciles fail and are repeated; workers go on; the lease runs out and
 //! this operator acts no more until it holds it again), the store is away (workers and probes say so), another operator
 //! leads (this one waits).
 
 pub mod backup;
+pub mod census;
 pub mod config;
 pub mod context;
 pub mod lease;

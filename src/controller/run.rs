@@ -6,7 +6,6 @@
 //! case; whoever leads next finds them.
 
 use std::{
-    collections::HashSet,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -28,7 +27,7 @@ use kube::{
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
-    time::{interval, sleep},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -37,11 +36,12 @@ use super::{
         self,
         queue::{Entry, Queue, TargetLimits},
     },
+    census::census,
     config::{OperatorConfig, Workers},
     context::{API_DEADLINE, Context, Memory, bounded},
     error_chain,
     lease::{Election, Leadership, Lost},
-    runner::{Runner, Worker, process::ProcessRunner},
+    runner::{Runner, process::ProcessRunner},
     target::{self, Targets, probe::Prober},
 };
 use crate::{
@@ -57,9 +57,6 @@ pub const LEASE: &str = "tidemark-operator";
 const REPORTER: &str = "tidemark.dev/operator";
 /// Reconciles at once, per kind: each is a few requests to the API server.
 const CONCURRENT_RECONCILES: u16 = 32;
-/// How often Backups are counted and what nobody refers to is removed.
-const CENSUS_INTERVAL: Duration = Duration::from_secs(2);
-const COLLECT_EVERY: u32 = 15;
 /// Reconciles that run when the operator is told to stop have this long to finish.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(15);
 
@@ -373,7 +370,7 @@ async fn touch_targets(context: &Context, secret: &Secret, again: &mpsc::Sender<
 }
 
 /// Waits until every cache was filled once: before that, "not there" means nothing.
-async fn caches_filled(context: &Context) {
+pub(super) async fn caches_filled(context: &Context) {
     async fn filled<K>(store: &Store<K>)
     where
         K: kube::runtime::reflector::Lookup + Clone + 'static,
@@ -391,7 +388,7 @@ async fn reconcile_backups(
     stop: &CancellationToken,
 ) {
     caches_filled(context).await;
-    context.queue().begin(context.backups.state().iter().filter_map(|b| running_entry(b, context)));
+    context.queue().begin(context.backups.state().iter().filter_map(|b| running_entry(b)));
     let requests = changes
         .map(Ok::<_, std::convert::Infallible>)
         .map_ok(|object| kube::runtime::controller::ReconcileRequest::from(object));
@@ -434,96 +431,20 @@ async fn reconcile_targets(
 }
 
 /// A Backup that status shows as running holds a slot from the beginning, whatever the order of the first looks.
-fn running_entry(backup: &Backup, context: &Context) -> Option<Entry> {
+fn running_entry(backup: &Backup) -> Option<Entry> {
     let status = backup.status.as_ref()?;
     let runs =
         matches!(status.state, Some(BackupState::Snapshotting | BackupState::InProgress | BackupState::Committing));
     let target = status.target.as_ref().filter(|_| runs)?;
-    let limits = context.targets.get(&ObjectRef::new(&target.name)).map(|t| t.spec.limits.clone()).unwrap_or_default();
-    let at_least_one = |n: i32| usize::try_from(n).unwrap_or(1).max(1);
     Some(Entry {
         uid: backup.uid()?,
         namespace: backup.namespace()?,
         target: target.name.clone(),
         volume: status.store.as_ref()?.volume.clone(),
         since: now(),
-        target_limits: TargetLimits {
-            total: at_least_one(limits.max_concurrent_backups),
-            per_namespace: at_least_one(limits.max_concurrent_backups_per_namespace),
-        },
+        // Limits are asked of those that wait; this one runs.
+        target_limits: TargetLimits { total: 1, per_namespace: 1 },
     })
-}
-
-/// Counts Backups for the metrics, forgets those that are no more, and removes workers that belong to nobody.
-async fn census(context: &Context, stop: &CancellationToken) {
-    caches_filled(context).await;
-    let mut tick = interval(CENSUS_INTERVAL);
-    let mut round = 0_u32;
-    loop {
-        tokio::select! { _ = tick.tick() => {}, () = stop.cancelled() => return }
-        let backups = context.backups.state();
-        count(context, &backups);
-        let lives: HashSet<String> = backups.iter().filter_map(|b| b.uid()).collect();
-        let next = context.queue().retain(&lives);
-        context.poke(&next);
-        context.memory().forget(&lives);
-        if round.is_multiple_of(COLLECT_EVERY) {
-            collect(context, &lives, &backups).await;
-        }
-        round = round.wrapping_add(1);
-    }
-}
-
-fn count(context: &Context, backups: &[Arc<Backup>]) {
-    use BackupState::*;
-    let states = [
-        ("Pending", Pending),
-        ("Snapshotting", Snapshotting),
-        ("InProgress", InProgress),
-        ("Committing", Committing),
-        ("Completed", Completed),
-        ("Error", Error),
-        ("Cancelled", Cancelled),
-        ("Deleting", Deleting),
-    ];
-    let state = |b: &Backup| b.status.as_ref().and_then(|s| s.state);
-    let counts = states.map(|(word, wanted)| (word, backups.iter().filter(|b| state(b) == Some(wanted)).count()));
-    context.metrics.set_backups(counts);
-    let time = now();
-    let age = |b: &Arc<Backup>| {
-        let status = b.status.as_ref().filter(|s| s.state == Some(InProgress))?;
-        let last = status.progress.as_ref().and_then(|p| p.last_acknowledged_time.as_ref());
-        let since = last.or(status.attempt.as_ref().and_then(|a| a.start_time.as_ref()))?;
-        Some(super::time::until(time, since.0))
-    };
-    context.metrics.set_acknowledgement_age(backups.iter().filter_map(age).max().unwrap_or_default());
-}
-
-/// Ends and removes workers whose Backup is no more, or that an older attempt left behind.
-async fn collect(context: &Context, lives: &HashSet<String>, backups: &[Arc<Backup>]) {
-    let attempts = match context.runner.list().await {
-        Ok(attempts) => attempts,
-        Err(error) => return tracing::warn!(error = %error_chain(&error), "Workers could not be listed"),
-    };
-    for attempt in attempts {
-        let current = backups
-            .iter()
-            .find(|b| b.uid().as_deref() == Some(attempt.backup_uid()))
-            .and_then(|b| b.status.as_ref()?.attempt.as_ref().map(|a| a.number));
-        let is_old = current.is_some_and(|number| i64::from(attempt.number()) < i64::from(number));
-        if lives.contains(attempt.backup_uid()) && !is_old {
-            continue;
-        }
-        let outcome = match context.runner.look(&attempt).await {
-            Ok(Worker::Alive { .. }) => context.runner.stop(&attempt).await,
-            Ok(Worker::Absent | Worker::Ended { .. }) => context.runner.remove(&attempt).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(()) => tracing::info!(%attempt, "Worker that belongs to nobody was ended or removed"),
-            Err(error) => tracing::warn!(%attempt, error = %error_chain(&error), "Worker could not be removed"),
-        }
-    }
 }
 
 /// A channel's receiving end as a stream.

@@ -91,7 +91,7 @@ pub fn entry(o: &Observed) -> Option<Entry> {
         target: target.chosen.name.clone(),
         volume: source.volume.to_string(),
         since,
-        target_limits: target.limits,
+        target_limits: target.resolved.limits,
     })
 }
 
@@ -188,7 +188,7 @@ fn job(context: &Context, backup: &Backup, o: &Observed, parts: Parts<'_>) -> Re
 /// The Backup's own limit and its share of the target's. The share is the limit divided by the Backups that may run at
 /// once: so all of them together never exceed it, at the price that one alone does not use all of it.
 fn bytes_per_second(wanted: Option<u64>, target: &Target) -> Option<u64> {
-    let slots = u64::try_from(target.limits.total).unwrap_or(u64::MAX).max(1);
+    let slots = u64::try_from(target.resolved.limits.total).unwrap_or(u64::MAX).max(1);
     let share = target.resolved.bytes_per_second.map(|limit| (limit / slots).max(1));
     match (wanted, share) {
         (Some(wanted), Some(share)) => Some(wanted.min(share)),

@@ -33,7 +33,6 @@ use self::{
     decide::{Decision, decide},
     hear::{Ear, Listener},
     observe::{Keys, Observed, Refusal, Target, TargetSeen, WorkerSeen, source, wish},
-    queue::TargetLimits,
     standing::Standing,
     status::{Worth, Written, next_status, worth, write},
 };
@@ -41,7 +40,7 @@ use super::{
     context::{ApiError, Context, LastWrite, bounded},
     error_chain,
     runner::{AttemptRef, RunnerError, Worker},
-    target::{resolve::is_allowed, resolve_cached},
+    target::resolve_cached,
 };
 use crate::{
     api::{
@@ -171,11 +170,15 @@ async fn target(backup: &Backup, status: &BackupStatus, context: &Context) -> Re
         return Ok(TargetSeen::Waiting(missing));
     }
     let namespace = backup.namespace().unwrap_or_default();
-    if !may_use(&found, &namespace, context).await? {
-        let message = format!(
-            "ClusterBackupTarget {name} does not allow namespace {namespace}: an administrator must add it to spec.allowedNamespaces"
-        );
-        return Ok(TargetSeen::Refused(Refusal::new(Cause::TargetNotAllowed, message)));
+    let not_allowed = |message| Ok(TargetSeen::Refused(Refusal::new(Cause::TargetNotAllowed, message)));
+    match may_use(&found, &namespace, context).await? {
+        Allowed::Yes => {}
+        Allowed::No => {
+            return not_allowed(format!(
+                "ClusterBackupTarget {name} does not allow namespace {namespace}: an administrator must add it to spec.allowedNamespaces"
+            ));
+        }
+        Allowed::Unclear(problem) => return not_allowed(format!("ClusterBackupTarget {name}: {problem}")),
     }
     Ok(usable(&found, ChosenTarget { kind: TargetKind::ClusterBackupTarget, name, uid }, context))
 }
@@ -192,14 +195,24 @@ fn default_target(context: &Context) -> Result<Arc<ClusterBackupTarget>, String>
     }
 }
 
-async fn may_use(target: &ClusterBackupTarget, namespace: &str, context: &Context) -> Result<bool, ApiError> {
-    let allowed = &target.spec.allowed_namespaces;
-    if allowed.from != NamespacesFrom::Selector {
-        return Ok(is_allowed(allowed, namespace, None));
+/// Closed if it cannot be told: a selector that does not parse, or a namespace that cannot be read, allows nobody.
+async fn may_use(target: &ClusterBackupTarget, namespace: &str, context: &Context) -> Result<Allowed, ApiError> {
+    let mut labels = std::collections::BTreeMap::new();
+    if target.spec.allowed_namespaces.from == NamespacesFrom::Selector {
+        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(context.client.clone());
+        labels = bounded(namespaces.get(namespace)).await?.metadata.labels.unwrap_or_default();
     }
-    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(context.client.clone());
-    let labels = bounded(namespaces.get(namespace)).await?.metadata.labels.unwrap_or_default();
-    Ok(is_allowed(allowed, namespace, Some(&labels)))
+    Ok(match target.spec.allows(namespace, &labels) {
+        Ok(true) => Allowed::Yes,
+        Ok(false) => Allowed::No,
+        Err(problem) => Allowed::Unclear(problem.to_string()),
+    })
+}
+
+enum Allowed {
+    Yes,
+    No,
+    Unclear(String),
 }
 
 /// A target is used once it was looked at, whatever that showed: a worker that is refused says so itself, with its object,
@@ -215,17 +228,7 @@ fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, context: &Context)
     if !is_looked_at {
         return TargetSeen::Waiting(format!("ClusterBackupTarget {} was not looked at yet", chosen.name));
     }
-    let limits = &target.spec.limits;
-    let at_least_one = |n: i32| usize::try_from(n).unwrap_or(1).max(1);
-    TargetSeen::Usable(Box::new(Target {
-        chosen,
-        resolved,
-        limits: TargetLimits {
-            total: at_least_one(limits.max_concurrent_backups),
-            per_namespace: at_least_one(limits.max_concurrent_backups_per_namespace),
-        },
-        shared_with_clusters: target.spec.shared_with_clusters,
-    }))
+    TargetSeen::Usable(Box::new(Target { chosen, resolved, shared_with_clusters: target.spec.shared_with_clusters }))
 }
 
 /// What there is of the current attempt's worker, and what it said.

@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    queue::{Slot, TargetLimits},
+    queue::Slot,
     retry::Policy,
 };
 use crate::controller::target::resolve::Resolved;
@@ -120,7 +120,6 @@ pub enum TargetSeen {
 pub struct Target {
     pub chosen: ChosenTarget,
     pub resolved: Resolved,
-    pub limits: TargetLimits,
     pub shared_with_clusters: bool,
 }
 

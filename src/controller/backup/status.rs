@@ -26,6 +26,7 @@ use crate::{
         },
         common::count,
         conditions::conditions,
+        secret::backup_url,
     },
     controller::{
         FIELD_MANAGER,
@@ -33,7 +34,6 @@ use crate::{
     },
     model::{
         BackupName,
-        job::S3Location,
         progress::{Completion, percent},
     },
 };
@@ -140,14 +140,11 @@ fn choose(next: &mut BackupStatus, o: &Observed, chosen: &Chosen, backup: Option
     next.source.get_or_insert_with(|| ObservedSource { path: Some(chosen.path.clone()), ..ObservedSource::default() });
     let store = next.store.get_or_insert_with(|| StoredAs { volume: chosen.volume.to_string(), ..StoredAs::default() });
     if let (Some(backup), TargetSeen::Usable(target)) = (backup, &o.target) {
-        store.url = Some(backup_url(&target.resolved.location, &store.volume, &backup));
+        // The volume is the one chosen first, whatever the source would be called today.
+        let volume = store.volume.parse().unwrap_or_else(|_| chosen.volume.clone());
+        store.url = Some(backup_url(&target.resolved.location, &volume, &backup));
         store.backup = Some(backup.to_string());
     }
-}
-
-/// Longhorn's name for a backup, which its restore takes too.
-pub fn backup_url(location: &S3Location, volume: &str, backup: &BackupName) -> String {
-    format!("s3://{}@{}/{}?backup={backup}&volume={volume}", location.bucket, location.region, location.prefix)
 }
 
 fn hear(next: &mut BackupStatus, o: &Observed, heard: &Heard, completion: Completion, now: Timestamp) {
@@ -175,16 +172,7 @@ fn hear(next: &mut BackupStatus, o: &Observed, heard: &Heard, completion: Comple
     if report.plan.is_some() || completion == Completion::Completed {
         next.progress = Some(progress(heard, completion, now));
     }
-    let r = &report.requests;
-    next.requests = Some(RequestCounts {
-        put: count(r.put),
-        head: count(r.head),
-        get: count(r.get),
-        list: count(r.list),
-        delete: count(r.delete),
-        retried: count(r.retried),
-        throttled: count(r.throttled),
-    });
+    next.requests = Some(RequestCounts::from(&report.requests));
 }
 
 fn progress(heard: &Heard, completion: Completion, now: Timestamp) -> BackupProgress {

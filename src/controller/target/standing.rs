@@ -79,8 +79,8 @@ pub fn claims(looked: &Looked, rivals: Rivals) -> Vec<Claim> {
         ready = (False, C::SeveralDefaults.into(), text.into());
     }
     let valid = match looked {
-        Looked::Probed(resolved, _) if !resolved.overridden.is_empty() => {
-            (valid.0, C::SpecOverridesSecret.into(), resolved.overridden.join("; "))
+        Looked::Probed(resolved, _) if !resolved.notes.is_empty() => {
+            (valid.0, C::SpecOverridesSecret.into(), resolved.notes.join("; "))
         }
         _ => valid,
     };
@@ -140,8 +140,9 @@ mod tests {
             credentials: Default::default(),
             compression: Default::default(),
             block_size: Default::default(),
+            limits: crate::controller::backup::queue::TargetLimits { total: 1, per_namespace: 1 },
             bytes_per_second: None,
-            overridden: vec![],
+            notes: vec![],
         };
         Looked::Unprobed(resolved, ProbeFailed { reason, message: "what was seen: the cure".into() })
     }
