@@ -89,4 +89,3 @@ async fn collect(context: &Context, lives: &HashSet<String>, backups: &[Arc<Back
         }
     }
 }
-

@@ -11,10 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{
-    queue::Slot,
-    retry::Policy,
-};
+use super::{queue::Slot, retry::Policy};
 use crate::controller::target::resolve::Resolved;
 use crate::{
     api::{

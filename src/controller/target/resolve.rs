@@ -53,8 +53,8 @@ pub fn resolve(
     let (namespace, name) = (namespace.to_owned(), spec.credentials.secret_name.clone());
     let Some(secret) = secret else { return Err(Unresolved::SecretMissing { namespace, name }) };
     let data = secret.data.clone().unwrap_or_default();
-    let settings = SecretSettings::parse(&data)
-        .map_err(|problem| Unresolved::SecretInvalid { namespace, name, problem })?;
+    let settings =
+        SecretSettings::parse(&data).map_err(|problem| Unresolved::SecretInvalid { namespace, name, problem })?;
     let resolved = spec.s3.resolve(&settings, false)?;
     let limits = spec.parse_limits()?;
     let slots = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
