@@ -345,9 +345,12 @@ fn what_is_typed_wrong_is_answered_with_its_cure() {
 fn help_teaches_and_what_is_printed_is_complete() {
     let world = World::new("cli-help");
     let help = world.done(&["--help"]).stdout;
-    for words in ["EXAMPLES", "EXIT CODES", "AWS_ENDPOINTS", "backup", "restore", "ls", "inspect", "worker", "crds"] {
+    for words in
+        ["EXAMPLES", "EXIT CODES", "AWS_ENDPOINTS", "backup", "restore", "ls", "inspect", "operator", "worker", "crds"]
+    {
         assert!(help.contains(words), "{words}: {help}");
     }
+    assert!(world.done(&["operator", "--help"]).stdout.contains("--host-device-root"));
     for command in ["backup", "restore", "ls"] {
         let help = world.done(&[command, "--help"]).stdout;
         assert!(help.contains("EXAMPLES"), "{command}: {help}");

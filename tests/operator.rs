@@ -5,7 +5,6 @@
 //! status *first* and counts objects *after*, all through the test: acknowledged ≤ objects at every sample, and the
 //! count never falls within an attempt. At its end no status write may have been refused by a rule of the CRD.
 
-#[allow(unused_imports, reason = "each test file uses its own part")]
 mod support;
 
 use std::{
@@ -203,8 +202,7 @@ async fn metric(operator: &Operator, name: &str) -> Option<f64> {
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 fn acknowledged(status: &BackupStatus) -> i64 {

@@ -377,7 +377,8 @@ mod tests {
         let region = StoreOptions { region: Some("eu-west-1".into()), ..options() };
         let endpoint = |url: &str| StoreOptions { endpoint: Some(url.into()), ..options() };
         let missing_file = StoreOptions { ca_bundle: Some("/no/such.pem".into()), ..options() };
-        let cases: Vec<(&str, StoreOptions, &[(&str, &str)], &str)> = vec![
+        type Case<'a> = (&'a str, StoreOptions, &'a [(&'static str, &'static str)], &'a str);
+        let cases: Vec<Case<'_>> = vec![
             ("s3://backups/", options(), &[], "AWS_REGION"),
             ("s3://b/", options(), &[], "3 to 63"),
             ("s3://Backups@r/", options(), &[], "3 to 63"),
@@ -399,8 +400,7 @@ mod tests {
             ("s3://backups@r/", options(), &[("AWS_SECRET_ACCESS_KEY", "hush\n")], "blank or newline"),
         ];
         for (url, options, env, words) in cases {
-            let env: Vec<(&'static str, &'static str)> = env.to_vec();
-            let error = reach(url, &options, &env).err().unwrap_or_else(|| panic!("{url} {env:?} was taken"));
+            let error = reach(url, &options, env).err().unwrap_or_else(|| panic!("{url} {env:?} was taken"));
             assert!(error.contains(words), "{url} {env:?}: {error}");
         }
     }

@@ -389,9 +389,8 @@ async fn reconcile_backups(
 ) {
     caches_filled(context).await;
     context.queue().begin(context.backups.state().iter().filter_map(|b| running_entry(b)));
-    let requests = changes
-        .map(Ok::<_, std::convert::Infallible>)
-        .map_ok(|object| kube::runtime::controller::ReconcileRequest::from(object));
+    let requests =
+        changes.map(Ok::<_, std::convert::Infallible>).map_ok(kube::runtime::controller::ReconcileRequest::from);
     let config = ControllerConfig::default().concurrency(CONCURRENT_RECONCILES);
     let reconcile = |backup, context| Box::pin(backup::reconcile(backup, context));
     applier(
@@ -412,9 +411,8 @@ async fn reconcile_targets(
     stop: &CancellationToken,
 ) {
     caches_filled(context).await;
-    let requests = changes
-        .map(Ok::<_, std::convert::Infallible>)
-        .map_ok(|object| kube::runtime::controller::ReconcileRequest::from(object));
+    let requests =
+        changes.map(Ok::<_, std::convert::Infallible>).map_ok(kube::runtime::controller::ReconcileRequest::from);
     let config = ControllerConfig::default().concurrency(CONCURRENT_RECONCILES);
     let targets = Arc::new(Targets { context: context.clone(), checks: Default::default() });
     let reconcile = |target, targets| Box::pin(target::reconcile(target, targets));

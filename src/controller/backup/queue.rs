@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn nobody_starves_however_often_others_ask() {
-        let mut running = vec![entry("a0", "a", "t", "v0", 0)];
+        let mut running = [entry("a0", "a", "t", "v0", 0)];
         let mut waiting = vec![entry("b", "b", "t", "vb", 5)];
         running[0].target_limits.total = 1;
         waiting[0].target_limits.total = 1;
