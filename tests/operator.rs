@@ -169,6 +169,7 @@ impl Sampler {
                     tokio::time::timeout(Duration::from_secs(2), backups.list(&Default::default())).await
                 {
                     let objects = s3.block_objects(BUCKET);
+                    counted.fetch_add(1, SeqCst);
                     for backup in list {
                         let Some(status) = backup.status else { continue };
                         let (Some(progress), Some(store)) = (&status.progress, &status.store) else { continue };
@@ -184,7 +185,6 @@ impl Sampler {
                             return Some(format!("{acknowledged} after {before}: {status:#?}"));
                         }
                         *before = acknowledged;
-                        counted.fetch_add(1, SeqCst);
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -483,5 +483,130 @@ async fn cancel_ends_the_worker_and_a_retry_request_is_one_more_attempt() {
     let status = world.completed(&operator, "refused").await;
     assert_eq!(status.attempt.map(|a| a.number), Some(2));
     assert_eq!(status.observed_retry_request.as_deref(), Some("now"));
+    world.end(&[&operator]).await;
+}
+
+#[tokio::test]
+async fn law_6_a_worker_killed_in_any_phase_is_followed_by_one_that_completes() {
+    let world = World::new().await;
+    let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);
+    let record = "/backups/backup_backup-";
+    let phases = [
+        ("planning", "Planning", Rule::new(Fault::Hold).on(Kind::List).key("/blocks/")),
+        ("writing", "WritingRecord", Rule::new(Fault::Hold).on(Kind::PutOther).key(record)),
+        ("reading", "ReadingBack", Rule::new(Fault::Hold).on(Kind::Get).key(record)),
+    ];
+    for (seed, (name, reason, hold)) in phases.into_iter().enumerate() {
+        world.image(&format!("{name}.img"), 6, 20 + seed as u64);
+        world.s3.fault(hold);
+        world.backup(name, &format!("{name}.img"), json!({})).await;
+        world.until(&operator, name, reason, |s| s.reason.as_deref() == Some(reason)).await;
+        assert_eq!(world.home.kill_workers(), 1, "{reason}: {}", operator.tail());
+        let error = world.until(&operator, name, "in Error", |s| s.failure.is_some()).await;
+        assert!(error.failure.is_some_and(|f| f.reason == "WorkerCrashed"), "{reason}");
+        world.s3.heal();
+        let status = world.completed(&operator, name).await;
+        assert_eq!(status.attempt.as_ref().map(|a| a.number), Some(2), "{reason}: {status:#?}");
+        assert_eq!(status.progress.as_ref().map(|p| p.acknowledged_blocks), Some(6), "{reason}: {status:#?}");
+    }
+    world.end(&[&operator]).await;
+}
+
+#[tokio::test]
+async fn law_8_a_deposed_leader_writes_nothing_when_it_wakes_up() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let world = World::new().await;
+    let asleep = Operator::start_in(&world.plane, world.home.clone(), &["--identity", "asleep"]);
+    world.image("a.img", 12, 30);
+    hold_after(&world.s3, 3);
+    world.backup("deposed", "a.img", json!({})).await;
+    world.until(&asleep, "deposed", "at 3 blocks", |s| acknowledged(s) == 3).await;
+    let old = world.backups().get("deposed").await.expect("it is there");
+    let pid = Pid::from_raw(asleep.pid().cast_signed()).expect("a pid is not 0");
+    kill_process(pid, Signal::STOP).expect("our child");
+    let awake = Operator::start_in(&world.plane, world.home.clone(), &["--identity", "awake"]);
+    world.s3.heal();
+    hold_after(&world.s3, 4);
+    world.until(&awake, "deposed", "further", |s| acknowledged(s) >= 7).await;
+    kill_process(pid, Signal::CONT).expect("our child");
+    // The very packet it may have had on the way: a conflict, although it is forced.
+    let stale = old.status.clone().expect("it had one");
+    let late = tidemark::controller::backup::status::write(&world.backups(), &old, &stale).await;
+    assert!(matches!(late, Ok(tidemark::controller::backup::status::Written::Conflict)), "{late:?}");
+    eventually("the deposed leader says so", PATIENCE, || async {
+        match metric(&asleep, "tidemark_leader").await {
+            Some(0.0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    world.s3.heal();
+    let status = world.completed(&awake, "deposed").await;
+    assert_eq!(status.attempt.map(|a| a.number), Some(1));
+    world.end(&[&asleep, &awake]).await;
+}
+
+#[tokio::test]
+async fn law_8_late_and_lying_reports_of_an_old_attempt_change_nothing() {
+    use tidemark::model::{JobSpec, Outcome, Report, report::LOG_WORD};
+    let world = World::new().await;
+    let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);
+    world.image("a.img", 12, 40);
+    hold_after(&world.s3, 3);
+    world.backup("lied", "a.img", json!({})).await;
+    world.until(&operator, "lied", "at 3 blocks", |s| acknowledged(s) == 3).await;
+    let job = |directory: &std::path::Path| -> JobSpec {
+        let text = std::fs::read_to_string(directory.join("job.json")).expect("the job is there");
+        serde_json::from_str(&text).expect("the job parses")
+    };
+    let first = job(&world.home.workers()[0].1);
+    world.home.kill_workers();
+    world
+        .until(&operator, "lied", "in attempt 2", |s| {
+            s.attempt.as_ref().is_some_and(|a| a.number == 2) && s.state == Some(BackupState::InProgress)
+        })
+        .await;
+    let directory = world.home.workers()[0].1.clone();
+    let second = job(&directory);
+    // The first attempt's worker claims, with its own key and with the second's, that all is done.
+    let mut lie: Report = {
+        let word = std::fs::read_to_string(directory.join("last-word")).expect("a last word");
+        Report::decode(&word, &second.report_key).expect("the second's own")
+    };
+    (lie.attempt, lie.pod, lie.sequence) = (first.attempt.clone(), first.pod.clone(), 1_000_000);
+    lie.progress.total_blocks = 12;
+    lie.progress.acknowledged_blocks = 12;
+    let backup = tidemark::model::BackupName::of_attempt(&first.backup_uid, &first.attempt);
+    lie.outcome = Some(Outcome::Completed { backup, adopted: false });
+    let lines = [lie.encode(&first.report_key), lie.encode(&second.report_key)];
+    world.home.kill_workers();
+    std::fs::write(directory.join("last-word"), format!("{}\n", lines[0])).expect("ours");
+    let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+    std::fs::write(directory.join("log"), format!("{log}{LOG_WORD} {}\n", lines[1])).expect("ours");
+    let status =
+        world.until(&operator, "lied", "in attempt 3", |s| s.attempt.as_ref().is_some_and(|a| a.number == 3)).await;
+    assert_ne!(status.state, Some(BackupState::Completed), "{status:#?}");
+    let mut dropped = 0.0;
+    for cause in ["WrongKey", "OtherAttempt"] {
+        let name = format!("tidemark_reports_dropped_total{{cause=\"{cause}\"}}");
+        dropped += metric(&operator, &name).await.unwrap_or(0.0);
+    }
+    assert!(dropped >= 1.0, "{}", operator.tail());
+    world.s3.heal();
+    world.completed(&operator, "lied").await;
+    world.end(&[&operator]).await;
+}
+
+#[tokio::test]
+async fn law_10_deleting_a_running_backup_ends_its_worker_and_keeps_the_data() {
+    let world = World::new().await;
+    let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);
+    world.image("a.img", 8, 50);
+    hold_after(&world.s3, 3);
+    world.backup("deleted", "a.img", json!({"deletionPolicy": "Delete"})).await;
+    world.until(&operator, "deleted", "at 3 blocks", |s| acknowledged(s) == 3).await;
+    world.plane.kubectl(&["delete", "backups.tidemark.dev", "deleted", "-n", NAMESPACE, "--timeout=60s"]).await;
+    assert!(world.home.workers().is_empty(), "{:?}", world.home.workers());
+    assert!(world.s3.block_objects(BUCKET).len() >= 3, "data was removed");
     world.end(&[&operator]).await;
 }

@@ -14,6 +14,8 @@
 pub mod act;
 pub mod decide;
 pub mod hear;
+#[cfg(test)]
+mod laws;
 pub mod observe;
 pub mod queue;
 pub mod retry;
@@ -48,7 +50,7 @@ use crate::{
         target::NamespacesFrom,
     },
     metrics::{Kind, StatusWrite},
-    model::{AttemptId, Outcome, Report},
+    model::AttemptId,
     telemetry::now,
 };
 
@@ -322,6 +324,15 @@ async fn save(
 /// A transition is logged, counted and published; whatever is no transition is not.
 fn tell(backup: &Backup, o: &Observed, standing: &Standing, next: &BackupStatus, context: &Context) {
     let attempt = |s: &BackupStatus| s.attempt.as_ref().map_or(0, |a| a.number);
+    if o.wish.wants_data_deleted && o.status.observed_generation != next.observed_generation {
+        let text = "deletionPolicy: Delete is not built yet: deleting this object retains its data in the bucket";
+        let note = standing::Note {
+            severity: standing::Severity::Warning,
+            reason: "DataRetained".into(),
+            text: text.into(),
+        };
+        context.publish(backup, note, "Delete".into());
+    }
     let is_same = (o.status.state, &o.status.reason, attempt(&o.status)) == (next.state, &next.reason, attempt(next));
     let failed_again = matches!(standing, Standing::Failed { .. }) && o.status.failure != next.failure;
     if is_same && !failed_again {
@@ -379,9 +390,4 @@ impl Context {
         let capabilities = target.and_then(|t| t.status.as_ref()?.capabilities.clone());
         capabilities.is_some_and(|c| c.conditional_writes)
     }
-}
-
-/// Did this report end its attempt with a record?
-pub fn is_completed(report: &Report) -> bool {
-    matches!(report.outcome, Some(Outcome::Completed { .. }))
 }

@@ -32,10 +32,7 @@ use crate::{
         FIELD_MANAGER,
         time::{later, whole_seconds},
     },
-    model::{
-        BackupName,
-        progress::{Completion, percent},
-    },
+    model::{BackupName, progress::Completion},
 };
 
 /// The status to write for a standing.
@@ -177,21 +174,15 @@ fn hear(next: &mut BackupStatus, o: &Observed, heard: &Heard, completion: Comple
 
 fn progress(heard: &Heard, completion: Completion, now: Timestamp) -> BackupProgress {
     let p = &heard.report.progress;
-    let shown = percent(p.acknowledged_blocks, p.total_blocks, completion);
+    let is_open = completion == Completion::Open;
     BackupProgress {
+        // Completed has a total even if it is none: a volume of holes.
         total_blocks: Some(count(p.total_blocks)),
-        acknowledged_blocks: count(p.acknowledged_blocks),
-        uploaded_blocks: count(p.uploaded_blocks),
-        reused_blocks: count(p.reused_blocks),
-        resumed_blocks: count(p.resumed_blocks),
-        failed_blocks: count(p.failed_blocks),
-        in_flight_blocks: if completion == Completion::Completed { 0 } else { count(p.in_flight_blocks) },
-        percent: i32::from(shown),
-        acknowledged_bytes: count(p.acknowledged_bytes),
-        stored_bytes: count(p.stored_bytes),
-        bytes_per_second: heard.bytes_per_second.filter(|_| completion == Completion::Open).map(count),
-        estimated_completion_time: estimate(heard, now).filter(|_| completion == Completion::Open),
+        in_flight_blocks: if is_open { count(p.in_flight_blocks) } else { 0 },
+        bytes_per_second: heard.bytes_per_second.filter(|_| is_open).map(count),
+        estimated_completion_time: estimate(heard, now).filter(|_| is_open),
         last_acknowledged_time: p.last_acknowledged_time.map(|t| Time(whole_seconds(t))),
+        ..BackupProgress::of(p, heard.report.phase, completion)
     }
 }
 
