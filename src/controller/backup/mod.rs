@@ -326,11 +326,8 @@ fn tell(backup: &Backup, o: &Observed, standing: &Standing, next: &BackupStatus,
     let attempt = |s: &BackupStatus| s.attempt.as_ref().map_or(0, |a| a.number);
     if o.wish.wants_data_deleted && o.status.observed_generation != next.observed_generation {
         let text = "deletionPolicy: Delete is not built yet: deleting this object retains its data in the bucket";
-        let note = standing::Note {
-            severity: standing::Severity::Warning,
-            reason: "DataRetained".into(),
-            text: text.into(),
-        };
+        let note =
+            standing::Note { severity: standing::Severity::Warning, reason: "DataRetained".into(), text: text.into() };
         context.publish(backup, note, "Delete".into());
     }
     let is_same = (o.status.state, &o.status.reason, attempt(&o.status)) == (next.state, &next.reason, attempt(next));
