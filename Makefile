@@ -28,7 +28,7 @@ lint: ## Formatting and lints only
 generate: ## Writes what is generated from the types: crds/ and docs/resources.md
 	cargo test --quiet --test crds generate -- --exact --ignored
 
-bench: ## Speed and memory beside restic, on this machine (release build, 12 GiB of /dev/shm). ARGS=MIB for less
+bench: ## Speed and memory beside restic, on this machine (release build, 8 GiB of /dev/shm; ARGS=MIB for less)
 	@tools/bench.sh $(ARGS)
 
 audit: ## Licences, advisories and duplicates of the dependencies, by cargo-deny (needs the network)
