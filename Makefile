@@ -1,7 +1,7 @@
 # What a person does with this checkout. `make` alone explains.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt lint generate audit clean-parts
+.PHONY: help demo test bench fmt lint generate audit clean-parts
 
 help: ## This text
 	@echo "Tidemark backs up Kubernetes volumes block by block to S3, with a progress that cannot lie."
@@ -27,6 +27,9 @@ lint: ## Formatting and lints only
 
 generate: ## Writes what is generated from the types: crds/ and docs/resources.md
 	cargo test --quiet --test crds generate -- --exact --ignored
+
+bench: ## Speed and memory beside restic, on this machine (release build, 12 GiB of /dev/shm). ARGS=MIB for less
+	@tools/bench.sh $(ARGS)
 
 audit: ## Licences, advisories and duplicates of the dependencies, by cargo-deny (needs the network)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }

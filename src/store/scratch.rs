@@ -269,9 +269,10 @@ impl NameTable {
 
     /// Adds a name; its `stored` must not be 0, which marks an empty slot.
     pub fn insert(&mut self, placed: &Placed) -> io::Result<()> {
-        assert!(placed.stored > 0 && self.count < self.capacity, "the table was made for {} names", self.capacity);
+        assert!(placed.stored > 0, "0 marks an empty slot");
         let (slot, found) = self.slot(&placed.name)?;
         if found.is_none() {
+            assert!(self.count < self.capacity, "the table was made for {} names", self.capacity);
             self.file.write_all_at(&encode_placed(placed), slot * PLACED as u64)?;
             self.count += 1;
         }

@@ -86,7 +86,8 @@ mod tests {
             let bytes = u64::from(concurrency.limit().min(16)) * 1_000_000;
             concurrency.acknowledged(now, bytes, 0);
         }
-        assert!((16..=20).contains(&concurrency.limit()), "{concurrency:?}");
+        // 8, 10, 13, 17, and one step more, for 17 was still better than 13.
+        assert_eq!(concurrency.limit(), 22, "{concurrency:?}");
     }
 
     #[test]
