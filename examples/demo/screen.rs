@@ -6,6 +6,8 @@ use std::{
 };
 
 const BAR: usize = 32;
+/// Where a long message is broken.
+const MESSAGE: usize = 110;
 /// Without a terminal a moving bar is a new line: not more often than this.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -108,6 +110,19 @@ impl Screen {
             false => text.to_owned(),
         }
     }
+}
+
+/// Breaks a long message between words; what has no spaces stays whole.
+pub fn wrapped(line: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in line.split_inclusive(' ') {
+        let last = lines.last_mut().expect("there is always one");
+        match last.is_empty() || last.len() + word.len() <= MESSAGE {
+            true => last.push_str(word),
+            false => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// 3.2 MiB, 512 KiB, 1.0 GiB

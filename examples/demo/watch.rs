@@ -37,8 +37,6 @@ pub struct View {
 #[derive(Debug, Default)]
 pub struct Tally {
     pub samples: usize,
-    pub ahead: usize,
-    pub stored_and_not_yet_acknowledged: i64,
 }
 
 /// The blocks a volume has now, by offset; zeros are not stored and not counted.
@@ -94,10 +92,7 @@ impl<'a> Watch<'a> {
         let mut view = backup.status.map(View::of).unwrap_or_default();
         view.in_bucket = self.blocks.in_bucket(self.store, self.bucket);
         self.tally.samples += 1;
-        let waiting = view.in_bucket - view.acknowledged;
-        self.tally.stored_and_not_yet_acknowledged = self.tally.stored_and_not_yet_acknowledged.max(waiting);
-        if waiting < 0 {
-            self.tally.ahead += 1;
+        if view.acknowledged > view.in_bucket {
             return Err(format!(
                 "Law 2 broken: the status of {} says {} blocks, the bucket holds {}",
                 self.name, view.acknowledged, view.in_bucket
