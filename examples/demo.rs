@@ -82,7 +82,11 @@ async fn main() -> ExitCode {
     };
     screen.keep_bar();
     match told {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(stage) if options.keep => {
+            stay(&stage, &mut screen).await;
+            ExitCode::SUCCESS
+        }
+        Ok(_) => ExitCode::SUCCESS,
         Err(seen) => {
             screen.failed(&seen);
             ExitCode::FAILURE
@@ -90,17 +94,14 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn tell(options: &Options, screen: &mut Screen) -> Result<(), String> {
+async fn tell(options: &Options, screen: &mut Screen) -> Result<Stage, String> {
     let mut stage = raise(options, screen).await?;
-    let told = acts(&mut stage, screen).await;
-    if told.is_err() {
+    if let Err(seen) = acts(&mut stage, screen).await {
         screen.keep_bar();
         screen.quote(&stage.operator.tail());
+        return Err(seen);
     }
-    if options.keep && told.is_ok() {
-        stay(&stage, screen).await;
-    }
-    told
+    Ok(stage)
 }
 
 async fn acts(stage: &mut Stage, screen: &mut Screen) -> Result<(), String> {
