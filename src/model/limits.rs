@@ -48,6 +48,10 @@ pub const WIRE_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 pub const REQUEST_DEADLINE_MIN: Duration = Duration::from_secs(30);
 /// No acknowledgement for this long while a request is outstanding: the attempt is stalled.
 pub const STALL_DEFAULT: Duration = Duration::from_secs(60);
+/// After a failure, each of three steps of an orderly end has this long: uploads under way, the journal, the lock. Together
+/// 3 s of the 5 s that law 5 leaves after the stall deadline.
+pub const ORDERLY_END: Duration = Duration::from_secs(1);
+const _: () = assert!(3 * ORDERLY_END.as_secs() < 5, "an orderly end would break law 5");
 /// One read of the source.
 pub const SOURCE_DEADLINE: Duration = Duration::from_secs(300);
 /// A whole Backup, retries included.

@@ -22,6 +22,7 @@ use crate::{
     model::{
         BackupName, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Phase, Progress, Report,
         job::Mode,
+        limits,
         report::{Plan as ReportedPlan, REPORT_VERSION},
     },
     store::{
@@ -224,7 +225,7 @@ impl Worker<'_> {
                 Ok(Outcome::Completed { backup, adopted })
             }
             Err(error) => {
-                let _ = tokio::time::timeout(Duration::from_secs(2), guard.release()).await;
+                let _ = tokio::time::timeout(limits::ORDERLY_END, guard.release()).await;
                 Err(error)
             }
         }

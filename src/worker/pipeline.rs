@@ -40,9 +40,6 @@ use crate::{
     telemetry,
 };
 
-/// After a failure, uploads under way have this long to be acknowledged after all, and the journal to be written.
-const DRAIN: Duration = Duration::from_secs(2);
-
 /// Why the pipeline ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
@@ -339,14 +336,14 @@ impl<'a> Pipeline<'a> {
 
     /// The attempt has ended: what is still acknowledged counts, and is journalled if the store lets us.
     async fn drain(&mut self, tell: &mut impl FnMut(Progress)) {
-        let until = Instant::now() + DRAIN;
+        let until = Instant::now() + limits::ORDERLY_END;
         while let Ok(Some(sent)) = tokio::time::timeout_at(until, self.uploads.next()).await {
             // The first failure ended the attempt; the others say nothing new.
             let _ = self.apply_sent(sent);
             tell(self.progress_now());
         }
         self.uploads.clear();
-        if !matches!(timeout(DRAIN, self.flush_journal()).await, Ok(Ok(()))) {
+        if !matches!(timeout(limits::ORDERLY_END, self.flush_journal()).await, Ok(Ok(()))) {
             tracing::info!(
                 entries = self.journal.pending(),
                 "Journal could not be flushed: these blocks will be read again, not sent again"
