@@ -338,6 +338,35 @@ async fn law_8_a_marker_that_vanishes_ends_the_attempt_before_it_seals() {
 }
 
 #[tokio::test]
+async fn law_4_completed_is_told_within_one_stall_deadline_of_becoming_true() {
+    let folder = support::scratch("tidying");
+    let image = image(folder.path(), 2);
+    let store = support::scratch("store");
+    let plain = job::directory(store.path());
+    // The marker is looked at once more after the record was read back; from then on the store answers nothing.
+    let state = std::sync::Arc::new(std::sync::Mutex::new((false, None::<std::time::Instant>)));
+    let seen = state.clone();
+    let silent = Judged::new(plain.clone(), move |call| {
+        let mut seen = seen.lock().expect("no holder panics");
+        if seen.1.is_some() {
+            return Fate::Delay(Duration::from_secs(3600));
+        }
+        seen.0 |= call.is_record_put();
+        if seen.0 && call.action == "HEAD" {
+            seen.1 = Some(std::time::Instant::now());
+        }
+        Fate::Perform
+    });
+    let mut spec = job::job(image.path(), "uid", 1);
+    spec.deadlines.stall_seconds = 2;
+    let ran = job::run(spec, silent).await;
+    let took = state.lock().expect("no holder panics").1.expect("the record was sealed").elapsed();
+    assert!(ran.completed(), "{:?}", ran.last);
+    assert!(took < Duration::from_millis(3500), "told {took:?} after it was true, with a stall deadline of 2 s");
+    assert_eq!(job::compare(&plain, "pvc-test", &ran.record(), image.path()).await, None);
+}
+
+#[tokio::test]
 async fn law_7_a_deletion_holds_the_volume_and_a_dead_one_does_not() {
     let folder = support::scratch("locks");
     let image = image(folder.path(), 2);

@@ -85,7 +85,7 @@ impl Client {
 
     pub async fn put(&self, key: &str, body: Body, condition: PutCondition) -> Result<Stored, StoreError> {
         let request = Request { action: "PUT", key, len: body.len() };
-        self.call(request, || self.objects.put(key, body.clone(), condition.clone())).await
+        self.call(request, || self.objects.put(key, body.clone(), condition)).await
     }
 
     /// Creates an object that only this attempt writes. If it is there already, it must hold the very same bytes: then

@@ -46,14 +46,8 @@ impl Directory {
         self.root.join(key)
     }
 
-    fn put_file(&self, key: &str, body: &Body, condition: &PutCondition) -> io::Result<Option<Stored>> {
+    fn put_file(&self, key: &str, body: &Body, condition: PutCondition) -> io::Result<Option<Stored>> {
         let path = self.path(key);
-        if let PutCondition::IfMatch(expected) = condition {
-            let found = fs::metadata(&path).ok().map(|m| etag(&m));
-            if found.as_ref() != Some(expected) {
-                return Ok(None);
-            }
-        }
         let mut retries = 0;
         loop {
             match self.put_once(&path, body, condition) {
@@ -65,7 +59,7 @@ impl Directory {
         }
     }
 
-    fn put_once(&self, path: &Path, body: &Body, condition: &PutCondition) -> io::Result<Option<Stored>> {
+    fn put_once(&self, path: &Path, body: &Body, condition: PutCondition) -> io::Result<Option<Stored>> {
         let folder = path.parent().unwrap_or(&self.root);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let unique = self.temporary.fetch_add(1, Ordering::Relaxed);
@@ -73,7 +67,7 @@ impl Directory {
         temporary.push(format!(".tmp.{}{unique}", std::process::id()));
         let temporary = PathBuf::from(temporary);
         let written = write_durably(&temporary, body).and_then(|()| {
-            if *condition == PutCondition::IfAbsent {
+            if condition == PutCondition::IfAbsent {
                 fs::hard_link(&temporary, path)?;
                 fs::remove_file(&temporary)
             } else {
@@ -237,7 +231,7 @@ impl Objects for Directory {
     fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored> {
         Box::pin(async move {
             let owned = key.to_owned();
-            let stored = self.run("PUT", key, move |d| d.put_file(&owned, &body, &condition)).await?;
+            let stored = self.run("PUT", key, move |d| d.put_file(&owned, &body, condition)).await?;
             stored.ok_or_else(|| StoreError::new(ErrorKind::Precondition, "PUT", key, "another object is there"))
         })
     }

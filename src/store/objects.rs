@@ -77,13 +77,11 @@ impl Body {
 }
 
 /// Sent only where the target's probe saw conditional writes work; elsewhere `IfAbsent` is an ordinary PUT.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutCondition {
     Always,
     /// `If-None-Match: *`
     IfAbsent,
-    /// `If-Match: <etag>`
-    IfMatch(String),
 }
 
 /// What to read. `bytes_max` bounds memory whatever the server says.

@@ -113,13 +113,6 @@ pub struct RecordHead {
     pub processing_blocks: Option<BTreeMap<String, serde_json::Value>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct SingleFile {
-    #[serde(deserialize_with = "nullable")]
-    pub file_path: String,
-}
-
 /// One allocated block of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]

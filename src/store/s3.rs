@@ -55,7 +55,7 @@ impl S3 {
         format!("{}{key}", self.location.prefix)
     }
 
-    fn put_request(&self, key: &str, condition: &PutCondition) -> PutObjectFluentBuilder {
+    fn put_request(&self, key: &str, condition: PutCondition) -> PutObjectFluentBuilder {
         let sse = self.location.server_side_encryption.as_ref();
         let mut request = self.client.put_object().bucket(&self.location.bucket).key(self.key(key));
         request = request.set_storage_class(self.location.storage_class.as_deref().map(StorageClass::from));
@@ -63,12 +63,11 @@ impl S3 {
         request = request.set_ssekms_key_id(sse.and_then(|s| s.kms_key_id.clone()));
         match condition {
             PutCondition::IfAbsent if self.location.conditional_writes => request.if_none_match("*"),
-            PutCondition::IfMatch(etag) if self.location.conditional_writes => request.if_match(etag),
-            _ => request,
+            PutCondition::IfAbsent | PutCondition::Always => request,
         }
     }
 
-    async fn send_put(&self, key: &str, body: Body, condition: &PutCondition) -> Result<Stored, StoreError> {
+    async fn send_put(&self, key: &str, body: Body, condition: PutCondition) -> Result<Stored, StoreError> {
         let request = self.put_request(key, condition).content_length(i64::try_from(body.len()).unwrap_or(i64::MAX));
         let request = request.body(stream(body).map_err(|e| StoreError::new(ErrorKind::Unavailable, "PUT", key, e))?);
         let request = request.customize();
@@ -203,7 +202,7 @@ impl S3 {
 
 impl Objects for S3 {
     fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored> {
-        Box::pin(async move { self.send_put(key, body, &condition).await })
+        Box::pin(async move { self.send_put(key, body, condition).await })
     }
     fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>> {
         Box::pin(self.send_get(key, range))

@@ -219,9 +219,16 @@ impl Worker<'_> {
         match backed_up {
             Ok((sealed, new_blocks, adopted)) => {
                 let backup = sealed.record.clone();
-                // Law 4: true from here on. What follows tidies up, and may be cut short.
-                let journals = self.journal_keys(&settled).await;
-                sealed.finish(guard, new_blocks, journals).await;
+                // Law 4: true from here on. What follows tidies up, and a store that has gone silent must not keep the
+                // news back: the janitor and Longhorn's clock deal with what stays.
+                let tidied = async {
+                    let journals = self.journal_keys(&settled).await;
+                    sealed.finish(guard, new_blocks, journals).await;
+                };
+                let patience = Duration::from_secs(self.attempt.job.deadlines.stall_seconds);
+                if tokio::time::timeout(patience, tidied).await.is_err() {
+                    tracing::warn!(%backup, "Store went silent after the record: marker, journal or lock may stay behind");
+                }
                 Ok(Outcome::Completed { backup, adopted })
             }
             Err(error) => {
