@@ -9,10 +9,12 @@
 //! * `ledger`    receipts, and the proof that nothing is open
 //! * `journal`   what a later attempt need not read again
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
+//! * `catalogue` what a target holds, with few requests
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
 //! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
 
 pub mod adopt;
+pub mod catalogue;
 pub mod client;
 pub mod codec;
 pub mod credentials;
