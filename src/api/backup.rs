@@ -82,7 +82,8 @@ pub struct BackupSpec {
     #[serde(default)]
     #[schemars(length(max = 128))]
     pub retry_request: String,
-    /// What happens in the bucket when this object is deleted: Retain keeps the data, Delete removes it.
+    /// What happens in the bucket when this object is deleted: Retain keeps the data. Delete removes it, but only if the
+    /// record is this namespace's own, and namespace, target, CRD and operator are there to stay.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
     /// This long after completion the object is deleted, and its data by deletionPolicy; e.g. 720h. Empty: never.
@@ -103,7 +104,8 @@ pub struct BackupSource {
     /// A VolumeSnapshot of this namespace that you made; it is read and left untouched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_snapshot: Option<VolumeSnapshotSource>,
-    /// A backup that is in the bucket already; nothing is uploaded.
+    /// A backup that is in the bucket already; nothing is uploaded. It must have been made from this namespace of this
+    /// cluster, unless the target's spec.imports or spec.sharedWithClusters says more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub existing: Option<ExistingSource>,
     /// A block device or image file of a node. Only in the operator's own namespace, below the roots it was started with.

@@ -60,6 +60,8 @@ words! {
         CredentialsScoped,
         /// The store's clock and ours differ by less than a minute.
         ClockInStep,
+        /// The last look through the bucket counted everything and found every record readable.
+        Catalogued,
     }
 }
 
@@ -92,6 +94,7 @@ words! {
         HostDeviceNotAllowed,
         HostDeviceNotSupported,
         InvalidSpec,
+        ImportNotAllowed,
         // Error: what comes next (Reconciling and Stalled).
         WaitingForRetry,
         RetriesExhausted,
@@ -126,6 +129,9 @@ words! {
         SeveralDefaults,
         StillReferenced,
         LimitInvalid,
+        Counted,
+        NotCountedYet,
+        RecordsDamaged,
     }
 }
 

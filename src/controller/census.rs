@@ -31,6 +31,8 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
         let next = context.queue().retain(&lives);
         context.poke(&next);
         context.memory().forget(&lives);
+        context.lookups.retain(&lives);
+        context.removals.retain(&lives);
         if round.is_multiple_of(COLLECT_EVERY) {
             collect(context, &lives, &backups).await;
         }

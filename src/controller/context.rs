@@ -26,7 +26,12 @@ use super::{
     },
     error_chain,
     runner::{AttemptRef, Runner},
-    target::probe::Prober,
+    target::{
+        errands::{Desk, Errands},
+        lookup::Looked,
+        probe::Prober,
+        removal::RemovalEnd,
+    },
 };
 use crate::{
     api::{Backup, ClusterBackupTarget},
@@ -60,6 +65,14 @@ pub struct Context {
     pub memory: Mutex<Memory>,
     /// Asks for a look at a Backup now.
     pub poke_backups: mpsc::Sender<ObjectRef<Backup>>,
+    /// Asks for a look at a target now.
+    pub poke_targets: mpsc::Sender<ObjectRef<ClusterBackupTarget>>,
+    /// Work for the store that outlives a reconcile, and what became of it.
+    pub errands: Errands,
+    pub lookups: Arc<Desk<Looked>>,
+    pub removals: Arc<Desk<RemovalEnd>>,
+    /// Where errands keep tables that are too large for memory.
+    pub scratch_dir: PathBuf,
 }
 
 /// What the leader remembers of each Backup, by uid and attempt.
@@ -69,6 +82,10 @@ pub struct Memory {
     /// Keys that a running worker was given.
     pub offered: HashMap<AttemptRef, Credentials>,
     pub written: HashMap<String, LastWrite>,
+    /// Uids of deleted Backups that the breaker let through.
+    pub admitted: HashSet<String>,
+    /// What was gone or going beneath the Backups of a namespace on a target, and when that was read.
+    pub grounds: HashMap<(String, String), (Instant, Option<String>)>,
 }
 
 /// Our last write of a status, until the cache has it.
@@ -85,6 +102,8 @@ impl Memory {
         self.ears.retain(|attempt, _| lives.contains(attempt.backup_uid()));
         self.offered.retain(|attempt, _| lives.contains(attempt.backup_uid()));
         self.written.retain(|uid, _| lives.contains(uid));
+        self.admitted.retain(|uid| lives.contains(uid));
+        self.grounds.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(60));
     }
 }
 
@@ -138,6 +157,11 @@ impl Context {
         // A tenth of grace: the look that was planned for the interval's end must not come a moment too early.
         let interval = self.poll_interval() * 9 / 10;
         self.memory().written.get(uid).is_none_or(|last| last.at.elapsed() >= interval)
+    }
+
+    /// What reads a Backup's data now, by name: it is not removed before they have ended.
+    pub fn readers_of(&self, _namespace: &str, _backup: &str) -> Vec<String> {
+        Vec::new()
     }
 
     /// Looks at these Backups soon. A full channel loses the hint, not the Backup: each looks again by itself.

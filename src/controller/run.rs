@@ -42,7 +42,7 @@ use super::{
     error_chain,
     lease::{Election, Leadership, Lost},
     runner::{Runner, process::ProcessRunner},
-    target::{self, Targets, probe::Prober},
+    target::{self, Targets, errands::Errands, probe::Prober},
 };
 use crate::{
     api::{Backup, BackupState, ClusterBackupTarget},
@@ -250,6 +250,7 @@ impl Operator {
     async fn lead(&self, stop: &CancellationToken) {
         let Some(cluster) = self.cluster(stop).await else { return };
         let (poke_backups, poked) = mpsc::channel(1024);
+        let (poke_targets, poked_targets) = mpsc::channel(1024);
         let (backups, backup_writer) = reflector::store();
         let (targets, target_writer) = reflector::store();
         let (secrets, secret_writer) = reflector::store();
@@ -270,8 +271,13 @@ impl Operator {
             queue: Mutex::new(Queue::new(usize::from(self.config.max_concurrent_backups), [])),
             memory: Mutex::new(Memory::default()),
             poke_backups,
+            poke_targets,
+            errands: Errands::default(),
+            lookups: Arc::default(),
+            removals: Arc::default(),
+            scratch_dir: self.config.state_dir.clone(),
         });
-        let watches = Watches { backup_writer, target_writer, secret_writer, poked };
+        let watches = Watches { backup_writer, target_writer, secret_writer, poked, poked_targets };
         let acting = act(context, watches, stop);
         tokio::pin!(acting);
         tokio::select! {
@@ -311,11 +317,12 @@ struct Watches {
     target_writer: Writer<ClusterBackupTarget>,
     secret_writer: Writer<Secret>,
     poked: mpsc::Receiver<ObjectRef<Backup>>,
+    poked_targets: mpsc::Receiver<ObjectRef<ClusterBackupTarget>>,
 }
 
 /// Feeds the caches, and once they are full, reconciles what changes.
 async fn act(context: Arc<Context>, watches: Watches, stop: &CancellationToken) {
-    let Watches { backup_writer, target_writer, secret_writer, poked } = watches;
+    let Watches { backup_writer, target_writer, secret_writer, poked, poked_targets } = watches;
     let config = || watcher::Config::default();
     let client = || context.client.clone();
     // Our own status writes must not wake us: only generation and finalizers do. Deleting raises the generation.
@@ -352,9 +359,10 @@ async fn act(context: Arc<Context>, watches: Watches, stop: &CancellationToken) 
 
     let backups =
         reconcile_backups(&context, stream::select(receiver_stream(backup_changes), receiver_stream(poked)), stop);
-    let targets = reconcile_targets(&context, receiver_stream(target_changes), stop);
+    let target_changes = stream::select(receiver_stream(target_changes), receiver_stream(poked_targets));
+    let targets = reconcile_targets(&context, target_changes, stop);
     let feeding = future::join3(backup_watch, target_watch, secret_watch);
-    let working = future::join3(backups, targets, census(&context, stop));
+    let working = future::join4(backups, targets, census(&context, stop), context.errands.run(stop));
     tokio::select! {
         _ = feeding => {}
         _ = working => {}
@@ -414,7 +422,7 @@ async fn reconcile_targets(
     let requests =
         changes.map(Ok::<_, std::convert::Infallible>).map_ok(kube::runtime::controller::ReconcileRequest::from);
     let config = ControllerConfig::default().concurrency(CONCURRENT_RECONCILES);
-    let targets = Arc::new(Targets { context: context.clone(), checks: Default::default() });
+    let targets = Arc::new(Targets::new(context.clone()));
     let reconcile = |target, targets| Box::pin(target::reconcile(target, targets));
     applier(
         reconcile,

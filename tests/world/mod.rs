@@ -3,6 +3,8 @@
 //! count never falls within an attempt. At a test's end no status write may have been refused by a rule of the CRD.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod bucket;
+
 use std::{
     sync::{
         Arc,

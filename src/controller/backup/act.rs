@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     decide::{Step, attempt_deadline},
+    gather,
     observe::{FINALIZER, Observed, SourceSeen, Target, TargetSeen},
     queue::Entry,
 };
@@ -53,6 +54,18 @@ pub async fn act(context: &Context, backup: &Backup, o: &Observed, step: Step) -
             }
             Ok(())
         }
+        (Step::LookUp, _) => {
+            gather::look_up(context, backup, o);
+            Ok(())
+        }
+        (Step::ForgetLookUp, _) => {
+            context.lookups.clear(&o.wish.uid);
+            Ok(())
+        }
+        // The answer was taken into the decision; whatever it was, the next pass goes on from it.
+        (Step::AskToRemove, _) => Ok(()),
+        (Step::RemoveData, _) => gather::remove_data(context, backup, o).await,
+        (Step::Expire, _) => Ok(gather::expire(context, backup).await?),
         (Step::StartWorker, Some(attempt)) => start(context, backup, o, &attempt).await,
         (Step::OfferCredentials, Some(attempt)) => {
             let TargetSeen::Usable(target) = &o.target else { return Ok(()) };

@@ -60,6 +60,7 @@ fn wish() -> Wish {
         concurrency: None,
         bytes_per_second: None,
         wants_data_deleted: false,
+        expire_after: None,
     }
 }
 
@@ -72,7 +73,25 @@ fn source() -> SourceSeen {
     }
 }
 
-fn target() -> TargetSeen {
+/// A Completed Backup with everything it needs and no worker any more.
+pub(super) fn observed() -> Observed {
+    let running = statuses().into_iter().nth(9).expect("a Completed one");
+    Observed {
+        wish: wish(),
+        status: BackupStatus { completion_time: Some(Time(start())), ..running },
+        cluster: "c1".into(),
+        source: Ok(source()),
+        import: None,
+        target: target(),
+        slot: Slot::Held,
+        worker: WorkerSeen::Absent,
+        keys: Keys::Same,
+        fresh_id: id(7),
+        leaving: None,
+    }
+}
+
+pub(super) fn target() -> TargetSeen {
     TargetSeen::Usable(Box::new(Target {
         chosen: ChosenTarget { kind: TargetKind::ClusterBackupTarget, name: "t".into(), uid: "u".into() },
         resolved: Resolved {
@@ -85,6 +104,7 @@ fn target() -> TargetSeen {
             notes: vec![],
         },
         shared_with_clusters: false,
+        import_rules: Default::default(),
     }))
 }
 
@@ -246,8 +266,7 @@ fn worlds(mut check: impl FnMut(&Observed, Timestamp)) -> usize {
                                 target: target.clone(),
                                 slot,
                                 worker: (**worker).clone(),
-                                keys: Keys::Same,
-                                fresh_id: id(7),
+                                ..observed()
                             };
                             moments.iter().for_each(|now| check(&o, *now));
                             count += 1;
@@ -327,16 +346,7 @@ fn law_5_nothing_open_is_left_without_a_next_look_and_silence_has_an_end() {
 #[test]
 fn law_6_an_error_with_retries_left_begins_again_when_its_time_comes() {
     let status = statuses().into_iter().nth(12).expect("failed, and due");
-    let o = Observed {
-        wish: wish(),
-        status,
-        source: Ok(source()),
-        target: target(),
-        slot: Slot::Held,
-        worker: WorkerSeen::Absent,
-        keys: Keys::Same,
-        fresh_id: id(7),
-    };
+    let o = Observed { status, ..observed() };
     let decision = decide(&o, later(start(), Duration::from_secs(1)));
     assert!(matches!(decision.standing, Standing::Beginning { number: 2, .. }), "{decision:#?}");
     let alive = Observed { worker: WorkerSeen::Alive { heard: None, silent_for: Duration::ZERO }, ..o };

@@ -5,6 +5,9 @@
 //! * `queue`     who may start
 //! * `retry`     what a failure leads to
 //! * `decide`    pure and total: one step and a standing
+//! * `import`    a Backup whose data is in the bucket already
+//! * `leaving`   a Backup that is being deleted, and its data
+//! * `gather`    what these two rest on
 //! * `standing`  what a user sees of it: state, reason, conditions, event, next look
 //! * `status`    the next status, what a write is worth, and the write
 //! * `act`       one step, idempotent
@@ -13,9 +16,12 @@
 
 pub mod act;
 pub mod decide;
+pub mod gather;
 pub mod hear;
+pub mod import;
 #[cfg(test)]
 mod laws;
+pub mod leaving;
 pub mod observe;
 pub mod queue;
 pub mod retry;
@@ -34,6 +40,8 @@ use self::{
     act::{ActError, act},
     decide::{Decision, decide},
     hear::{Ear, Listener},
+    import::ImportRules,
+    leaving::Admission,
     observe::{Keys, Observed, Refusal, Target, TargetSeen, WorkerSeen, source, wish},
     standing::Standing,
     status::{Worth, Written, next_status, worth, write},
@@ -102,6 +110,22 @@ async fn pass(backup: &Arc<Backup>, context: &Context) -> Result<Action, Reconci
         o.slot = context.queue().slot(&o.wish.uid);
         decision = decide(&o, now());
     }
+    if decision.step == decide::Step::AskToRemove
+        && let Some(leaving) = &mut o.leaving
+    {
+        leaving.admission = Admission::Unasked;
+        let answer = gather::ask_to_remove(context, backup, &o).await?;
+        if let Some(leaving) = &mut o.leaving {
+            leaving.admission = answer;
+        }
+        decision = decide(&o, now());
+    }
+    if let Standing::Gone { note } = &decision.standing {
+        tracing::info!(backup = %o.wish.name, namespace = %o.wish.namespace, outcome = note.text, "Backup goes");
+        context.publish(backup.as_ref(), note.clone(), "Delete".into());
+        act(context, backup, &o, decision.step).await?;
+        return Ok(Action::requeue(CONFLICT_PAUSE));
+    }
     let Decision { step, standing } = decision;
     let time = now();
     let next = next_status(&o, &standing, time);
@@ -137,7 +161,22 @@ async fn observe(backup: &Backup, context: &Context) -> Result<Observed, Reconci
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(ActError::Random)?;
     let fresh_id = AttemptId::new(u64::try_from(now().as_millisecond()).unwrap_or(0), random);
-    let mut o = Observed { wish, status, source, target, slot, worker, keys: Keys::Same, fresh_id };
+    let import = gather::import(backup, &wish.uid, context);
+    let cluster = context.cluster.clone();
+    let mut o = Observed {
+        wish,
+        status,
+        cluster,
+        source,
+        import,
+        target,
+        slot,
+        worker,
+        keys: Keys::Same,
+        fresh_id,
+        leaving: None,
+    };
+    o.leaving = gather::leaving(&o, backup, context).await?;
     if let (Some(attempt), TargetSeen::Usable(target)) = (act::current(&o), &o.target)
         && context.memory().offered.get(&attempt) != Some(&target.resolved.credentials)
     {
@@ -182,7 +221,17 @@ async fn target(backup: &Backup, status: &BackupStatus, context: &Context) -> Re
         }
         Allowed::Unclear(problem) => return not_allowed(format!("ClusterBackupTarget {name}: {problem}")),
     }
-    Ok(usable(&found, ChosenTarget { kind: TargetKind::ClusterBackupTarget, name, uid }, context))
+    if found.metadata.deletion_timestamp.is_some() && status.attempt.is_none() {
+        return Ok(TargetSeen::Waiting(format!(
+            "ClusterBackupTarget {name} is being deleted: name another in a new Backup"
+        )));
+    }
+    let rules = ImportRules {
+        any_owner: found.spec.imports.any_owner_namespaces.contains(&namespace),
+        shared_with_clusters: found.spec.shared_with_clusters,
+    };
+    let chosen = ChosenTarget { kind: TargetKind::ClusterBackupTarget, name, uid };
+    Ok(usable(&found, chosen, rules, context))
 }
 
 fn default_target(context: &Context) -> Result<Arc<ClusterBackupTarget>, String> {
@@ -219,7 +268,7 @@ enum Allowed {
 
 /// A target is used once it was looked at, whatever that showed: a worker that is refused says so itself, with its object,
 /// and one path of failures and retries is enough.
-fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, context: &Context) -> TargetSeen {
+fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, rules: ImportRules, context: &Context) -> TargetSeen {
     let resolved = match resolve_cached(target, context) {
         Ok(resolved) => resolved,
         Err(problem) => return TargetSeen::Waiting(format!("ClusterBackupTarget {}: {problem}", chosen.name)),
@@ -230,7 +279,8 @@ fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, context: &Context)
     if !is_looked_at {
         return TargetSeen::Waiting(format!("ClusterBackupTarget {} was not looked at yet", chosen.name));
     }
-    TargetSeen::Usable(Box::new(Target { chosen, resolved, shared_with_clusters: target.spec.shared_with_clusters }))
+    let shared_with_clusters = target.spec.shared_with_clusters;
+    TargetSeen::Usable(Box::new(Target { chosen, resolved, shared_with_clusters, import_rules: rules }))
 }
 
 /// What there is of the current attempt's worker, and what it said.
@@ -324,12 +374,6 @@ async fn save(
 /// A transition is logged, counted and published; whatever is no transition is not.
 fn tell(backup: &Backup, o: &Observed, standing: &Standing, next: &BackupStatus, context: &Context) {
     let attempt = |s: &BackupStatus| s.attempt.as_ref().map_or(0, |a| a.number);
-    if o.wish.wants_data_deleted && o.status.observed_generation != next.observed_generation {
-        let text = "deletionPolicy: Delete is not built yet: deleting this object retains its data in the bucket";
-        let note =
-            standing::Note { severity: standing::Severity::Warning, reason: "DataRetained".into(), text: text.into() };
-        context.publish(backup, note, "Delete".into());
-    }
     let is_same = (o.status.state, &o.status.reason, attempt(&o.status)) == (next.state, &next.reason, attempt(next));
     let failed_again = matches!(standing, Standing::Failed { .. }) && o.status.failure != next.failure;
     if is_same && !failed_again {

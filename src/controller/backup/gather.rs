@@ -1,0 +1,187 @@
+//! What imports and deletions rest on, gathered: outcomes of errands from their desks, other Backups from the cache, the
+//! ground from the API server. And the steps that order such errands.
+
+use std::time::Duration;
+
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Preconditions},
+    runtime::reflector::ObjectRef,
+};
+use tokio::time::Instant;
+
+use super::{
+    act::ActError,
+    import::Import,
+    leaving::{Admission, Leaving},
+    observe::{Finalizer, Life, Observed, Refusal, TargetSeen, Wish, WorkerSeen},
+};
+use crate::{
+    api::{Backup, BackupStatus, Cause},
+    controller::{
+        context::{ApiError, Context, bounded},
+        target::{
+            breaker::{self, Answer, Asked, Verdict},
+            ground::{self, Ground},
+            lookup::{self, Wanted},
+            removal::{self, Doom, Removal},
+        },
+    },
+    telemetry::now,
+};
+
+/// While a deleted Backup waits, the ground is read again after this long. It is read anew before anything is removed.
+const GROUND_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// What is to be imported, and what is known of it.
+pub fn import(backup: &Backup, uid: &str, context: &Context) -> Option<Import> {
+    let existing = backup.spec.source.existing.as_ref()?;
+    let wanted = match existing.parse() {
+        Ok((volume, backup)) => Ok(Wanted { volume, backup }),
+        Err(error) => Err(Refusal::new(Cause::InvalidSpec, error.to_string())),
+    };
+    Some(Import { wanted, seen: context.lookups.look(uid) })
+}
+
+/// What the removal of this Backup's data rests on; none if none is to be removed.
+pub async fn leaving(o: &Observed, backup: &Backup, context: &Context) -> Result<Option<Leaving>, ApiError> {
+    let wish = &o.wish;
+    let is_asked = wish.life == Life::Deleting && wish.wants_data_deleted && wish.finalizer == Finalizer::Present;
+    let Some(target) = o.status.target.as_ref().filter(|_| is_asked && o.has_data()) else { return Ok(None) };
+    if o.worker != WorkerSeen::Absent {
+        return Ok(None);
+    }
+    Ok(Some(Leaving {
+        shaken: shaken(context, wish, target).await?,
+        sharer: sharer(context, wish, &o.status),
+        readers: context.readers_of(&wish.namespace, &wish.name),
+        admission: admission(context, backup, target),
+        removal: context.removals.look(&wish.uid),
+    }))
+}
+
+/// What is gone or going beneath it: read a moment ago, or now.
+async fn shaken(
+    context: &Context,
+    wish: &Wish,
+    target: &crate::api::common::ChosenTarget,
+) -> Result<Option<String>, ApiError> {
+    let key = (wish.namespace.clone(), target.uid.clone());
+    let known = context.memory().grounds.get(&key).filter(|(at, _)| at.elapsed() < GROUND_AGE_MAX).cloned();
+    if let Some((_, shaken)) = known {
+        return Ok(shaken);
+    }
+    let shaken = match ground::read(context, &wish.namespace, target).await? {
+        Ground::Firm(_) => None,
+        Ground::Shaken(what) => Some(what),
+    };
+    context.memory().grounds.insert(key, (Instant::now(), shaken.clone()));
+    Ok(shaken)
+}
+
+/// Another Backup that would lose its data: it refers to the same record and is not being deleted. Of another namespace
+/// nothing is told but that it is there.
+fn sharer(context: &Context, wish: &Wish, status: &BackupStatus) -> Option<String> {
+    let record = |s: &BackupStatus| {
+        let store = s.store.as_ref()?;
+        Some((s.target.as_ref()?.uid.clone(), store.volume.clone(), store.backup.clone()?))
+    };
+    let own = record(status)?;
+    let backups = context.backups.state();
+    let shares = |b: &&std::sync::Arc<Backup>| {
+        b.uid().as_deref() != Some(&wish.uid)
+            && b.metadata.deletion_timestamp.is_none()
+            && b.status.as_ref().and_then(record).is_some_and(|theirs| theirs == own)
+    };
+    let other = backups.iter().find(shares)?;
+    Some(match other.namespace().unwrap_or_default() == wish.namespace {
+        true => format!("Backup {}", other.name_any()),
+        false => "A Backup of another namespace".to_owned(),
+    })
+}
+
+/// What the breaker said, or would say by what the cache shows: while it waits, nobody asks the API server.
+fn admission(context: &Context, backup: &Backup, target: &crate::api::common::ChosenTarget) -> Admission {
+    if context.memory().admitted.contains(&backup.uid().unwrap_or_default()) {
+        return Admission::Granted;
+    }
+    let Some(cached) = context.targets.get(&ObjectRef::new(&target.name)) else { return Admission::Unasked };
+    let status = cached.status.clone().unwrap_or_default();
+    let asked = Asked {
+        acknowledged: cached.annotations().get(breaker::ACKNOWLEDGE).map(String::as_str),
+        deleted_at: deleted_at(backup),
+        references: status.references.unwrap_or(0),
+    };
+    match breaker::judge(&status.deletions.unwrap_or_default(), asked, now()) {
+        Verdict::Wait(since, None) => Admission::Waiting(since),
+        Verdict::Wait(_, Some(_)) | Verdict::Go(_) => Admission::Unasked,
+    }
+}
+
+fn deleted_at(backup: &Backup) -> jiff::Timestamp {
+    backup.metadata.deletion_timestamp.as_ref().map_or_else(now, |t| t.0)
+}
+
+/// Asks the breaker by the live target. What it says stands until the Backup is gone or this operator leads no more.
+pub async fn ask_to_remove(context: &Context, backup: &Backup, o: &Observed) -> Result<Admission, ApiError> {
+    let Some(target) = &o.status.target else { return Ok(Admission::Unasked) };
+    let Ground::Firm(live) = ground::read(context, &o.wish.namespace, target).await? else {
+        context.memory().grounds.remove(&(o.wish.namespace.clone(), target.uid.clone()));
+        return Ok(Admission::Unasked);
+    };
+    Ok(match breaker::ask(context, &live, deleted_at(backup)).await? {
+        Answer::Go => {
+            context.memory().admitted.insert(o.wish.uid.clone());
+            Admission::Granted
+        }
+        Answer::Wait(since) => Admission::Waiting(since),
+        Answer::AskAgain => Admission::Unasked,
+    })
+}
+
+/// Orders the removal, if the ground is firm at this very moment.
+pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Result<(), ActError> {
+    let (Some(chosen), TargetSeen::Usable(target), Some(store)) = (&o.status.target, &o.target, &o.status.store) else {
+        return Ok(());
+    };
+    if let Ground::Shaken(_) = ground::read(context, &o.wish.namespace, chosen).await? {
+        // The next pass reads it again and says so.
+        context.memory().grounds.remove(&(o.wish.namespace.clone(), chosen.uid.clone()));
+        return Ok(());
+    }
+    let Ok(volume) = store.volume.parse() else { return Ok(()) };
+    let imported = o.import.as_ref().and(store.backup.as_ref()).and_then(|name| name.parse().ok());
+    let doom = match (o.import.is_some(), imported) {
+        (false, _) => Doom::Own,
+        (true, Some(backup)) => {
+            Doom::Imported { backup, cluster: context.cluster.clone(), namespace: o.wish.namespace.clone() }
+        }
+        (true, None) => return Ok(()),
+    };
+    removal::order(context, backup, &target.resolved, Removal { uid: o.wish.uid.clone(), volume, doom });
+    Ok(())
+}
+
+/// Orders the look-up of an import's record.
+pub fn look_up(context: &Context, backup: &Backup, o: &Observed) {
+    let (Some(import), TargetSeen::Usable(target)) = (&o.import, &o.target) else { return };
+    if let Ok(wanted) = &import.wanted {
+        lookup::order(context, backup, &o.wish.uid, &target.resolved, wanted.clone());
+    }
+}
+
+/// Deletes the object whose time is over, if it is still the very object that was looked at.
+pub async fn expire(context: &Context, backup: &Backup) -> Result<(), ApiError> {
+    let api: Api<Backup> = Api::namespaced(context.client.clone(), &backup.namespace().unwrap_or_default());
+    let preconditions = Preconditions { uid: backup.uid(), resource_version: backup.resource_version() };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match bounded(api.delete(&backup.name_any(), &params)).await {
+        Ok(_) => {
+            tracing::info!(backup = %backup.name_any(), "Backup expired and is deleted");
+            Ok(())
+        }
+        // Changed meanwhile, or gone: the next pass sees it.
+        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_conflict() || answer.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
