@@ -126,9 +126,12 @@ impl Objects for Judged {
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         Box::pin(self.run("LIST", prefix, self.inner.list(prefix, token)))
     }
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         let key = keys.first().map_or("", String::as_str);
         Box::pin(self.run("DELETE", key, self.inner.delete(keys)))
+    }
+    fn delete_keys_max(&self) -> usize {
+        self.inner.delete_keys_max()
     }
 }
 
@@ -182,8 +185,11 @@ impl Objects for HoldsBack {
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         self.inner.list(prefix, token)
     }
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         self.inner.delete(keys)
+    }
+    fn delete_keys_max(&self) -> usize {
+        self.inner.delete_keys_max()
     }
 }
 
