@@ -128,7 +128,10 @@ fn full_target_status() -> Value {
         "lastCheckTime": "2026-10-01T10:00:00Z",
         "volumes": 41,
         "backups": {"total": 1290, "foreign": 12, "inProgress": 2},
+        "lastCatalogueTime": "2026-10-01T09:58:00Z",
         "references": 17,
+        "deletions": {"since": "2026-10-01T09:00:00Z", "count": 20, "waitingSince": "2026-10-01T09:30:00Z",
+                      "acknowledgedTime": "2026-10-01T08:00:00Z"},
         "conditions": [{"type": "Ready", "status": "True", "reason": "Available", "message": "", "observedGeneration": 1,
                         "lastTransitionTime": "2026-10-01T10:00:00Z"}],
     })

@@ -13,7 +13,7 @@ use support::{
 use tidemark::api::{Backup, BackupState, BackupStatus, ClusterBackupTarget};
 use world::{
     BUCKET, PATIENCE, World,
-    bucket::{import, namespace, own_cluster, record, until, until_target},
+    bucket::{age, import, namespace, own_cluster, record, until, until_target},
 };
 
 /// Records and blocks that are there, by volume.
@@ -84,6 +84,7 @@ async fn law_10_delete_removes_its_own_data_and_nothing_else_and_a_crash_changes
     world.backup("two", volume, json!({})).await;
     let two = world.completed(&first, "two").await;
     assert_eq!(stored(&world, &stored_volume), (2, 12));
+    age(&world);
 
     // The bucket refuses to delete: it says so, goes on trying, and its conditions stay as they were.
     world.s3.fault(Rule::new(Fault::refuse("AccessDenied")).on(Kind::Delete).on(Kind::DeleteBatch));
@@ -96,6 +97,7 @@ async fn law_10_delete_removes_its_own_data_and_nothing_else_and_a_crash_changes
     assert_eq!(status.progress.as_ref().map(|p| p.percent), Some(100));
     // The operator dies in the middle of it; the next one finishes.
     first.kill();
+    age(&world);
     world.s3.heal();
     let second = Operator::start_in(&world.plane, world.home.clone(), &[]);
     gone(&world, &second, NAMESPACE, "one").await;
@@ -187,6 +189,7 @@ async fn law_10_a_mass_deletion_waits_for_a_word_and_goes_on_at_it() {
     let cluster = own_cluster(&world).await;
     namespace(&world, "shop").await;
     let record = record(&world, "a", &cluster, "shop").await;
+    age(&world);
     let limit = tidemark::model::limits::DELETIONS_PER_WINDOW;
     // The count of an hour ago's window would be too old; this one has just begun, and a restart does not forget it.
     let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);

@@ -118,6 +118,8 @@ pub const CATALOGUE_DEADLINE: Duration = Duration::from_secs(2 * 3600);
 /// What the dead left is cleared everywhere this often: three LISTs for each volume. Where somebody works or died, with
 /// each look.
 pub const JANITOR_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// A store that acknowledges nothing for so long ends a look: the next one is minutes away.
+pub const CATALOGUE_STALL: Duration = Duration::from_secs(15);
 /// Looks through targets at once.
 pub const CATALOGUES_AT_ONCE: usize = 2;
 /// Records looked up for imports at once: each is one small GET.

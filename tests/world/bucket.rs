@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tidemark::{
     api::{Backup, BackupStatus, ClusterBackupTarget, ClusterBackupTargetStatus},
-    model::{VolumeName, job::S3Location},
+    model::{Failure, VolumeName, job::S3Location},
     store::{layout::VolumeLayout, objects::Objects, s3::S3},
 };
 
@@ -44,6 +44,16 @@ pub async fn record(world: &World, uid: &str, cluster: &str, namespace: &str) ->
     job.labels = [("tidemark.dev/namespace".to_owned(), "erp".to_owned())].into();
     let ran = run(job, objects(world)).await;
     (format!("pvc-{uid}"), ran.record())
+}
+
+/// An attempt of another owner on the volume of `uid`: how it failed.
+pub async fn overwrite(world: &World, uid: &str, cluster: &str, namespace: &str) -> Option<Failure> {
+    let path = world.home.volumes().join(format!("{uid}-other.img"));
+    Image::random(&path, 2, 99);
+    let mut job = job(&path, "intruder", 2);
+    job.volume = format!("pvc-{uid}").parse().expect("a volume name");
+    (job.owner.cluster, job.owner.namespace) = (cluster.to_owned(), namespace.to_owned());
+    run(job, objects(world)).await.last.failure
 }
 
 /// A record as Longhorn writes it: nobody's.
@@ -110,4 +120,17 @@ pub async fn until_target(
         if wanted(&status) { Ok(status) } else { Err(format!("{status:#?}\n{}", operator.tail())) }
     })
     .await
+}
+
+/// Makes everything in the bucket years old: blocks may be collected, and the locks of the dead count no more.
+pub fn age(world: &World) {
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+    for object in world.s3.objects(BUCKET) {
+        let path = world.s3.bucket(BUCKET).join(&object.key);
+        let file = std::fs::File::options().write(true).open(&path);
+        // It may go while we look.
+        if let Ok(file) = file {
+            file.set_modified(then).expect("the server's directory is ours");
+        }
+    }
 }

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::{
     decide::{Step, attempt_deadline},
-    gather,
     observe::{FINALIZER, Observed, SourceSeen, Target, TargetSeen},
     queue::Entry,
 };
@@ -54,18 +53,6 @@ pub async fn act(context: &Context, backup: &Backup, o: &Observed, step: Step) -
             }
             Ok(())
         }
-        (Step::LookUp, _) => {
-            gather::look_up(context, backup, o);
-            Ok(())
-        }
-        (Step::ForgetLookUp, _) => {
-            context.lookups.clear(&o.wish.uid);
-            Ok(())
-        }
-        // The answer was taken into the decision; whatever it was, the next pass goes on from it.
-        (Step::AskToRemove, _) => Ok(()),
-        (Step::RemoveData, _) => gather::remove_data(context, backup, o).await,
-        (Step::Expire, _) => Ok(gather::expire(context, backup).await?),
         (Step::StartWorker, Some(attempt)) => start(context, backup, o, &attempt).await,
         (Step::OfferCredentials, Some(attempt)) => {
             let TargetSeen::Usable(target) = &o.target else { return Ok(()) };
@@ -108,13 +95,13 @@ pub fn entry(o: &Observed) -> Option<Entry> {
     })
 }
 
-enum Wanted {
+pub(super) enum Wanted {
     Present,
     Absent,
 }
 
 /// Sets our finalizer, with the resourceVersion it was decided on: a conflict means deciding again.
-async fn set_finalizer(context: &Context, backup: &Backup, wanted: Wanted) -> Result<(), ApiError> {
+pub(super) async fn set_finalizer(context: &Context, backup: &Backup, wanted: Wanted) -> Result<(), ApiError> {
     let mut finalizers = backup.metadata.finalizers.clone().unwrap_or_default();
     finalizers.retain(|f| f != FINALIZER);
     if matches!(wanted, Wanted::Present) {

@@ -14,8 +14,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    import::importing,
-    leaving::leaving,
     observe::{
         Finalizer, Heard, Keys, Life, Observed, SourceSeen, Target, TargetSeen, WorkerSeen, failure_reason,
         has_progressed,
@@ -42,14 +40,6 @@ pub enum Step {
     /// Removes what is left of an ended worker.
     RemoveWorker,
     RemoveFinalizer,
-    /// Has the record of an import looked up.
-    LookUp,
-    ForgetLookUp,
-    /// Asks the breaker whether the data may be removed now.
-    AskToRemove,
-    RemoveData,
-    /// Deletes the object: its time is over.
-    Expire,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +48,7 @@ pub struct Decision {
     pub standing: Standing,
 }
 
-pub(super) fn decided(step: Step, standing: Standing) -> Decision {
+fn decided(step: Step, standing: Standing) -> Decision {
     Decision { step, standing }
 }
 
@@ -68,11 +58,14 @@ pub const QUIET: Duration = Duration::from_secs(10);
 const DEADLINE_GRACE: Duration = Duration::from_secs(60);
 /// A worker that said its last word has this long to end by itself.
 const LEAVE_GRACE: Duration = Duration::from_secs(30);
+/// What is due is looked at not before this, in case it cannot be done at once, and a timer is not set for longer than that.
+const LOOK_AGAIN_MIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
 
 /// What is to be done now, and how the Backup stands.
 pub fn decide(o: &Observed, now: Timestamp) -> Decision {
     if o.wish.life == Life::Deleting {
-        return leaving(o);
+        return deleting(o);
     }
     match o.status.state {
         Some(BackupState::Completed | BackupState::Cancelled | BackupState::Deleting) => history(o, now),
@@ -88,6 +81,22 @@ pub fn decide(o: &Observed, now: Timestamp) -> Decision {
     }
 }
 
+fn deleting(o: &Observed) -> Decision {
+    let unchanged = Standing::Unchanged { again: None };
+    match &o.worker {
+        WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Deleting),
+        WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) }),
+        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present && !o.wish.holds => {
+            decided(Step::RemoveFinalizer, unchanged)
+        }
+        // What is to go with it is looked after by upkeep, which sees on the next pass that the worker is gone.
+        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => {
+            decided(Step::Nothing, Standing::Unchanged { again: Some(Duration::from_secs(1)) })
+        }
+        WorkerSeen::Absent => decided(Step::Nothing, unchanged),
+    }
+}
+
 /// Nothing changes but what is left of the worker.
 fn history(o: &Observed, now: Timestamp) -> Decision {
     let look = |again| Standing::Unchanged { again };
@@ -98,27 +107,20 @@ fn history(o: &Observed, now: Timestamp) -> Decision {
             decided(step, look(Some(Duration::from_secs(1))))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, look(Some(Duration::ZERO))),
-        WorkerSeen::Absent => match (o.wish.finalizer, needs_finalizer(o)) {
-            (Finalizer::Absent, true) => decided(Step::AddFinalizer, look(Some(Duration::ZERO))),
-            (Finalizer::Present, false) => decided(Step::RemoveFinalizer, look(expiry(o).map(|at| until(at, now)))),
-            (Finalizer::Absent, false) | (Finalizer::Present, true) => match expiry(o) {
-                Some(at) if now >= at => decided(Step::Expire, look(Some(Duration::from_secs(5)))),
-                Some(at) => decided(Step::Nothing, look(Some(until(at, now)))),
-                None => decided(Step::Nothing, look(None)),
-            },
-        },
+        WorkerSeen::Absent => {
+            let again = o.wish.look_again.map(|at| until(at, now).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
+            decided(idle_finalizer(o), look(again))
+        }
     }
 }
 
-/// Without a worker the finalizer stays only where deleting the object is to delete data.
-fn needs_finalizer(o: &Observed) -> bool {
-    o.wish.wants_data_deleted && o.has_data()
-}
-
-/// When a Completed Backup is to be deleted.
-fn expiry(o: &Observed) -> Option<Timestamp> {
-    let completed = o.status.completion_time.as_ref().filter(|_| o.status.state == Some(BackupState::Completed))?;
-    Some(later(completed.0, o.wish.expire_after?))
+/// What is done about the finalizer while no worker is there and none will come by itself.
+fn idle_finalizer(o: &Observed) -> Step {
+    match (o.wish.finalizer, o.wish.holds) {
+        (Finalizer::Absent, true) => Step::AddFinalizer,
+        (Finalizer::Present, false) => Step::RemoveFinalizer,
+        (Finalizer::Absent, false) | (Finalizer::Present, true) => Step::Nothing,
+    }
 }
 
 fn cancelling(o: &Observed) -> Decision {
@@ -135,9 +137,6 @@ fn cancelling(o: &Observed) -> Decision {
 
 /// No attempt is under way: the first one, or the next, is to begin.
 fn pending(o: &Observed, now: Timestamp) -> Decision {
-    if let Some(import) = &o.import {
-        return importing(o, import, now);
-    }
     let source = match &o.source {
         Ok(source) => source,
         Err(refusal) => return refused(o, refusal.reason, refusal.message.clone(), now),
@@ -195,7 +194,7 @@ fn chosen(source: &SourceSeen, target: &Target) -> Chosen {
     }
 }
 
-pub(super) fn waiting_for_target(o: &Observed, missing: &str, now: Timestamp) -> Decision {
+fn waiting_for_target(o: &Observed, missing: &str, now: Timestamp) -> Decision {
     // Before the first attempt the wait has a deadline of its own; later the whole Backup's is enough.
     let (limit, name) = match o.status.attempt {
         None => (o.wish.deadlines.start, "start"),
@@ -209,7 +208,7 @@ pub(super) fn waiting_for_target(o: &Observed, missing: &str, now: Timestamp) ->
 }
 
 /// Waiting is counted from the start of work, or from the last failure.
-pub(super) fn waiting_deadline(o: &Observed, limit: Duration, now: Timestamp) -> Timestamp {
+fn waiting_deadline(o: &Observed, limit: Duration, now: Timestamp) -> Timestamp {
     let started = o.status.start_time.as_ref().map_or(now, |t| t.0);
     let failed = o.status.failure.as_ref().and_then(|f| f.time.as_ref()).map_or(started, |t| t.0);
     later(started.max(failed), limit)
@@ -233,15 +232,8 @@ fn resting(o: &Observed, now: Timestamp) -> Decision {
             decided(step, soon(Duration::from_secs(1)))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, soon(Duration::ZERO)),
-        WorkerSeen::Absent => match (o.wish.finalizer, needs_finalizer(o)) {
-            (Finalizer::Absent, true) => {
-                decided(Step::AddFinalizer, Standing::Unchanged { again: Some(Duration::ZERO) })
-            }
-            (Finalizer::Present, false) if again.is_none() => {
-                decided(Step::RemoveFinalizer, Standing::Unchanged { again: None })
-            }
-            _ => decided(Step::Nothing, Standing::Unchanged { again }),
-        },
+        WorkerSeen::Absent if again.is_none() => decided(idle_finalizer(o), Standing::Unchanged { again: None }),
+        WorkerSeen::Absent => decided(Step::Nothing, Standing::Unchanged { again }),
     }
 }
 
@@ -369,14 +361,14 @@ fn crash(exit_code: Option<i32>, last_lines: &str, now: Timestamp) -> Failure {
 }
 
 /// Refused before any worker started: only a person can change that.
-pub(super) fn refused(o: &Observed, reason: Reason, message: String, now: Timestamp) -> Decision {
+fn refused(o: &Observed, reason: Reason, message: String, now: Timestamp) -> Decision {
     let consecutive = o.status.consecutive_failures.unwrap_or(0);
     let failure = Failed { reason, message, object: None, time: now, next: WhatNext::Never, consecutive };
     decided(Step::Nothing, Standing::Failed { failure: Box::new(failure), heard: None })
 }
 
 /// An attempt failed: the policy says what follows.
-pub(super) fn failed(o: &Observed, failure: Failure, now: Timestamp) -> Decision {
+fn failed(o: &Observed, failure: Failure, now: Timestamp) -> Decision {
     let heard = o.worker.heard();
     let past = Past {
         consecutive: o.status.consecutive_failures.and_then(|c| u32::try_from(c).ok()).unwrap_or(0),

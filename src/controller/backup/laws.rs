@@ -39,7 +39,7 @@ fn id(n: u64) -> AttemptId {
     AttemptId::new(n, [n as u8; 10])
 }
 
-fn wish() -> Wish {
+pub(super) fn wish() -> Wish {
     Wish {
         uid: "3f0c2d1e".into(),
         namespace: "tidemark".into(),
@@ -59,8 +59,8 @@ fn wish() -> Wish {
         },
         concurrency: None,
         bytes_per_second: None,
-        wants_data_deleted: false,
-        expire_after: None,
+        holds: false,
+        look_again: None,
     }
 }
 
@@ -73,22 +73,10 @@ fn source() -> SourceSeen {
     }
 }
 
-/// A Completed Backup with everything it needs and no worker any more.
-pub(super) fn observed() -> Observed {
-    let running = statuses().into_iter().nth(9).expect("a Completed one");
-    Observed {
-        wish: wish(),
-        status: BackupStatus { completion_time: Some(Time(start())), ..running },
-        cluster: "c1".into(),
-        source: Ok(source()),
-        import: None,
-        target: target(),
-        slot: Slot::Held,
-        worker: WorkerSeen::Absent,
-        keys: Keys::Same,
-        fresh_id: id(7),
-        leaving: None,
-    }
+/// The status of a Completed Backup.
+pub(super) fn completed() -> BackupStatus {
+    let completed = statuses().into_iter().find(|s| s.state == Some(BackupState::Completed)).expect("one is");
+    BackupStatus { completion_time: Some(Time(start())), ..completed }
 }
 
 pub(super) fn target() -> TargetSeen {
@@ -104,7 +92,6 @@ pub(super) fn target() -> TargetSeen {
             notes: vec![],
         },
         shared_with_clusters: false,
-        import_rules: Default::default(),
     }))
 }
 
@@ -229,7 +216,10 @@ fn wishes() -> Vec<Wish> {
         for cancel in [false, true] {
             for finalizer in [Finalizer::Present, Finalizer::Absent] {
                 for retry_request in [None, Some("again".to_owned())] {
-                    all.push(Wish { life, cancel, finalizer, retry_request, ..wish() });
+                    for holds in [false, true] {
+                        let retry_request = retry_request.clone();
+                        all.push(Wish { life, cancel, finalizer, retry_request, holds, ..wish() });
+                    }
                 }
             }
         }
@@ -266,7 +256,8 @@ fn worlds(mut check: impl FnMut(&Observed, Timestamp)) -> usize {
                                 target: target.clone(),
                                 slot,
                                 worker: (**worker).clone(),
-                                ..observed()
+                                keys: Keys::Same,
+                                fresh_id: id(7),
                             };
                             moments.iter().for_each(|now| check(&o, *now));
                             count += 1;
@@ -289,7 +280,8 @@ fn law_3_and_law_8_hold_in_every_small_world() {
         if let Some(history @ (BackupState::Completed | BackupState::Cancelled)) = was {
             let stays = next.state == Some(history) || next.state == Some(BackupState::Deleting);
             assert!(stays && next.progress == o.status.progress && next.attempt == o.status.attempt, "{}", world());
-            assert!(!matches!(step, Step::StartWorker | Step::AskForSlot | Step::AddFinalizer), "{}", world());
+            assert!(!matches!(step, Step::StartWorker | Step::AskForSlot), "{}", world());
+            assert!(step != Step::AddFinalizer || o.wish.holds, "{}", world());
         }
         let number = |s: &BackupStatus| s.attempt.as_ref().map_or(0, |a| a.number);
         assert!(number(&next) >= number(&o.status), "{}", world());
@@ -346,7 +338,16 @@ fn law_5_nothing_open_is_left_without_a_next_look_and_silence_has_an_end() {
 #[test]
 fn law_6_an_error_with_retries_left_begins_again_when_its_time_comes() {
     let status = statuses().into_iter().nth(12).expect("failed, and due");
-    let o = Observed { status, ..observed() };
+    let o = Observed {
+        wish: wish(),
+        status,
+        source: Ok(source()),
+        target: target(),
+        slot: Slot::Held,
+        worker: WorkerSeen::Absent,
+        keys: Keys::Same,
+        fresh_id: id(7),
+    };
     let decision = decide(&o, later(start(), Duration::from_secs(1)));
     assert!(matches!(decision.standing, Standing::Beginning { number: 2, .. }), "{decision:#?}");
     let alive = Observed { worker: WorkerSeen::Alive { heard: None, silent_for: Duration::ZERO }, ..o };

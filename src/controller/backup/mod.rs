@@ -5,28 +5,24 @@
 //! * `queue`     who may start
 //! * `retry`     what a failure leads to
 //! * `decide`    pure and total: one step and a standing
-//! * `import`    a Backup whose data is in the bucket already
-//! * `leaving`   a Backup that is being deleted, and its data
-//! * `gather`    what these two rest on
 //! * `standing`  what a user sees of it: state, reason, conditions, event, next look
 //! * `status`    the next status, what a write is worth, and the write
 //! * `act`       one step, idempotent
+//! * `upkeep`    what needs no worker: imports, the removal of data, the end of its time
 //!
 //! Status is written before the step is done. A conflict ends the pass: somebody knows better, decide again.
 
 pub mod act;
 pub mod decide;
-pub mod gather;
 pub mod hear;
-pub mod import;
 #[cfg(test)]
 mod laws;
-pub mod leaving;
 pub mod observe;
 pub mod queue;
 pub mod retry;
 pub mod standing;
 pub mod status;
+pub mod upkeep;
 
 use std::{sync::Arc, time::Duration};
 
@@ -40,8 +36,6 @@ use self::{
     act::{ActError, act},
     decide::{Decision, decide},
     hear::{Ear, Listener},
-    import::ImportRules,
-    leaving::Admission,
     observe::{Keys, Observed, Refusal, Target, TargetSeen, WorkerSeen, source, wish},
     standing::Standing,
     status::{Worth, Written, next_status, worth, write},
@@ -54,7 +48,8 @@ use super::{
 };
 use crate::{
     api::{
-        Backup, BackupState, BackupStatus, Cause, ClusterBackupTarget, TargetKind, common::ChosenTarget,
+        Backup, BackupState, BackupStatus, Cause, ClusterBackupTarget, TargetKind,
+        common::ChosenTarget,
         target::{Capabilities, NamespacesFrom},
     },
     metrics::{Kind, StatusWrite},
@@ -78,7 +73,11 @@ pub enum ReconcileError {
 pub async fn reconcile(cached: Arc<Backup>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let began = Instant::now();
     let backup = context.freshest(cached);
-    let outcome = pass(&backup, &context).await;
+    let outcome = match upkeep::pass(&backup, &context).await {
+        Ok(Some(action)) => Ok(action),
+        Ok(None) => pass(&backup, &context).await,
+        Err(error) => Err(error),
+    };
     context.metrics.reconciled(Kind::Backup, began.elapsed(), outcome.is_err());
     outcome
 }
@@ -109,22 +108,6 @@ async fn pass(backup: &Arc<Backup>, context: &Context) -> Result<Action, Reconci
         act(context, backup, &o, decision.step).await?;
         o.slot = context.queue().slot(&o.wish.uid);
         decision = decide(&o, now());
-    }
-    if decision.step == decide::Step::AskToRemove
-        && let Some(leaving) = &mut o.leaving
-    {
-        leaving.admission = Admission::Unasked;
-        let answer = gather::ask_to_remove(context, backup, &o).await?;
-        if let Some(leaving) = &mut o.leaving {
-            leaving.admission = answer;
-        }
-        decision = decide(&o, now());
-    }
-    if let Standing::Gone { note } = &decision.standing {
-        tracing::info!(backup = %o.wish.name, namespace = %o.wish.namespace, outcome = note.text, "Backup goes");
-        context.publish(backup.as_ref(), note.clone(), "Delete".into());
-        act(context, backup, &o, decision.step).await?;
-        return Ok(Action::requeue(CONFLICT_PAUSE));
     }
     let Decision { step, standing } = decision;
     let time = now();
@@ -161,22 +144,7 @@ async fn observe(backup: &Backup, context: &Context) -> Result<Observed, Reconci
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(ActError::Random)?;
     let fresh_id = AttemptId::new(u64::try_from(now().as_millisecond()).unwrap_or(0), random);
-    let import = gather::import(backup, &wish.uid, context);
-    let cluster = context.cluster.clone();
-    let mut o = Observed {
-        wish,
-        status,
-        cluster,
-        source,
-        import,
-        target,
-        slot,
-        worker,
-        keys: Keys::Same,
-        fresh_id,
-        leaving: None,
-    };
-    o.leaving = gather::leaving(&o, backup, context).await?;
+    let mut o = Observed { wish, status, source, target, slot, worker, keys: Keys::Same, fresh_id };
     if let (Some(attempt), TargetSeen::Usable(target)) = (act::current(&o), &o.target)
         && context.memory().offered.get(&attempt) != Some(&target.resolved.credentials)
     {
@@ -210,6 +178,10 @@ async fn target(backup: &Backup, status: &BackupStatus, context: &Context) -> Re
         );
         return Ok(TargetSeen::Waiting(missing));
     }
+    if found.metadata.deletion_timestamp.is_some() && chosen.is_none() {
+        let missing = format!("ClusterBackupTarget {name} is being deleted: name another in a new Backup");
+        return Ok(TargetSeen::Waiting(missing));
+    }
     let namespace = backup.namespace().unwrap_or_default();
     let not_allowed = |message| Ok(TargetSeen::Refused(Refusal::new(Cause::TargetNotAllowed, message)));
     match may_use(&found, &namespace, context).await? {
@@ -221,17 +193,7 @@ async fn target(backup: &Backup, status: &BackupStatus, context: &Context) -> Re
         }
         Allowed::Unclear(problem) => return not_allowed(format!("ClusterBackupTarget {name}: {problem}")),
     }
-    if found.metadata.deletion_timestamp.is_some() && status.attempt.is_none() {
-        return Ok(TargetSeen::Waiting(format!(
-            "ClusterBackupTarget {name} is being deleted: name another in a new Backup"
-        )));
-    }
-    let rules = ImportRules {
-        any_owner: found.spec.imports.any_owner_namespaces.contains(&namespace),
-        shared_with_clusters: found.spec.shared_with_clusters,
-    };
-    let chosen = ChosenTarget { kind: TargetKind::ClusterBackupTarget, name, uid };
-    Ok(usable(&found, chosen, rules, context))
+    Ok(usable(&found, ChosenTarget { kind: TargetKind::ClusterBackupTarget, name, uid }, context))
 }
 
 fn default_target(context: &Context) -> Result<Arc<ClusterBackupTarget>, String> {
@@ -268,7 +230,7 @@ enum Allowed {
 
 /// A target is used once it was looked at, whatever that showed: a worker that is refused says so itself, with its object,
 /// and one path of failures and retries is enough.
-fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, rules: ImportRules, context: &Context) -> TargetSeen {
+fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, context: &Context) -> TargetSeen {
     let resolved = match resolve_cached(target, context) {
         Ok(resolved) => resolved,
         Err(problem) => return TargetSeen::Waiting(format!("ClusterBackupTarget {}: {problem}", chosen.name)),
@@ -279,8 +241,7 @@ fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, rules: ImportRules
     if !is_looked_at {
         return TargetSeen::Waiting(format!("ClusterBackupTarget {} was not looked at yet", chosen.name));
     }
-    let shared_with_clusters = target.spec.shared_with_clusters;
-    TargetSeen::Usable(Box::new(Target { chosen, resolved, shared_with_clusters, import_rules: rules }))
+    TargetSeen::Usable(Box::new(Target { chosen, resolved, shared_with_clusters: target.spec.shared_with_clusters }))
 }
 
 /// What there is of the current attempt's worker, and what it said.

@@ -11,17 +11,12 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{
-    import::{Import, ImportRules},
-    leaving::Leaving,
-    queue::Slot,
-    retry::Policy,
-};
+use super::{queue::Slot, retry::Policy};
 use crate::controller::target::resolve::Resolved;
 use crate::{
     api::{
         Backup, BackupStatus, Cause, InvalidField, Reason,
-        backup::{BackupMode, BackupSpec, DeletionPolicy, HeardBy},
+        backup::{BackupMode, BackupSpec, HeardBy},
         common::{ChosenTarget, DurationText, parse_bytes_per_second},
     },
     model::{AttemptId, FailureReason, Report, VolumeName, limits},
@@ -35,11 +30,7 @@ pub const FINALIZER: &str = "tidemark.dev/cleanup";
 pub struct Observed {
     pub wish: Wish,
     pub status: BackupStatus,
-    /// Uid of kube-system: who we are in records.
-    pub cluster: String,
     pub source: Result<SourceSeen, Refusal>,
-    /// Only with `source.existing`.
-    pub import: Option<Import>,
     pub target: TargetSeen,
     pub slot: Slot,
     /// The worker of the attempt that status names.
@@ -48,16 +39,6 @@ pub struct Observed {
     pub keys: Keys,
     /// The id of an attempt, should one begin now.
     pub fresh_id: AttemptId,
-    /// Only while its data is to be removed with the object.
-    pub leaving: Option<Leaving>,
-}
-
-impl Observed {
-    /// Is there anything in the bucket that is this Backup's, or may be? From its first attempt on there may be.
-    pub fn has_data(&self) -> bool {
-        let is_stored = self.status.store.as_ref().is_some_and(|store| store.backup.is_some());
-        self.status.attempt.is_some() || is_stored
-    }
 }
 
 /// What the user wants, parsed.
@@ -77,10 +58,10 @@ pub struct Wish {
     pub deadlines: Deadlines,
     pub concurrency: Option<u32>,
     pub bytes_per_second: Option<u64>,
-    /// Data is to be removed with the object.
-    pub wants_data_deleted: bool,
-    /// This long after completion the object is deleted.
-    pub expire_after: Option<Duration>,
+    /// The finalizer stands even without a worker: data in the bucket is to go with the object.
+    pub holds: bool,
+    /// When something is due that no worker does.
+    pub look_again: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +120,6 @@ pub struct Target {
     pub chosen: ChosenTarget,
     pub resolved: Resolved,
     pub shared_with_clusters: bool,
-    pub import_rules: ImportRules,
 }
 
 /// What there is of the current attempt's worker.
@@ -217,10 +197,6 @@ pub fn wish(backup: &Backup) -> (Wish, Option<InvalidField>) {
     let bytes_per_second = rate.and_then(|quantity| {
         parse_bytes_per_second(quantity, "spec.upload.maxBytesPerSecond").map_err(|e| problem.get_or_insert(e)).ok()
     });
-    let expire_after = spec.parse_expire_after().unwrap_or_else(|error| {
-        problem.get_or_insert(error);
-        None
-    });
     let wish = Wish {
         uid: meta.uid.clone().unwrap_or_default(),
         namespace: meta.namespace.clone().unwrap_or_default(),
@@ -236,8 +212,8 @@ pub fn wish(backup: &Backup) -> (Wish, Option<InvalidField>) {
         deadlines,
         concurrency: spec.upload.concurrency.and_then(|c| u32::try_from(c).ok()),
         bytes_per_second,
-        wants_data_deleted: spec.deletion_policy == DeletionPolicy::Delete,
-        expire_after,
+        holds: super::upkeep::holds(backup),
+        look_again: super::upkeep::expiry(backup),
     };
     (wish, problem)
 }

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use super::{observe::Heard, queue::Limit};
 use crate::{
     api::{BackupState, Cause, Claim, ConditionType, Reason, Truth, common::ChosenTarget},
-    controller::target::lookup::StoredRecord,
     model::{AttemptId, BackupName, Failure, FailureReason, VolumeName},
 };
 
@@ -59,30 +58,8 @@ pub enum Standing {
     Cancelled {
         heard: Option<Box<Heard>>,
     },
-    /// The record of an import is being looked up, or waited for.
-    LookingUp {
-        what: String,
-    },
-    /// The record was in the bucket already, and is this namespace's.
-    Imported {
-        record: Box<StoredRecord>,
-        target: ChosenTarget,
-    },
-    /// The object is being deleted and something is still to be done before it goes.
-    Deleting(Departing),
-    /// Nothing keeps it any more; what became of its data is told.
-    Gone {
-        note: Note,
-    },
-}
-
-/// What a Backup that is being deleted waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Departing {
-    StoppingWorker,
-    RemovingData { why: String },
-    WaitingForAcknowledgement { how: String },
-    TargetUnreachable { why: String },
+    /// The object is being deleted and its worker has not ended yet.
+    Deleting,
 }
 
 /// What is resolved once and used from then on.
@@ -175,18 +152,7 @@ impl Standing {
             Standing::Failed { failure, .. } => (S::Error, failure.reason),
             Standing::Cancelling => return None,
             Standing::Cancelled { .. } => (S::Cancelled, C::CancelledByUser.into()),
-            Standing::LookingUp { .. } => (S::Pending, C::WaitingForSource.into()),
-            Standing::Imported { .. } => (S::Completed, C::Imported.into()),
-            Standing::Deleting(what) => (
-                S::Deleting,
-                match what {
-                    Departing::StoppingWorker => C::Cancelling.into(),
-                    Departing::RemovingData { .. } => C::RemovingData.into(),
-                    Departing::WaitingForAcknowledgement { .. } => C::WaitingForAcknowledgement.into(),
-                    Departing::TargetUnreachable { .. } => C::TargetUnreachable.into(),
-                },
-            ),
-            Standing::Gone { .. } => return None,
+            Standing::Deleting => (S::Deleting, C::Cancelling.into()),
         };
         Some((state, reason))
     }
@@ -223,17 +189,7 @@ impl Standing {
             Standing::Cancelled { .. } => {
                 "Cancelled by spec.cancel; blocks that were sent stay in the bucket until they are swept".into()
             }
-            Standing::LookingUp { what } => what.clone(),
-            Standing::Imported { .. } => "Its record was in the bucket already and is this namespace's".into(),
-            Standing::Deleting(what) => match what {
-                Departing::StoppingWorker => "The worker is being stopped".into(),
-                Departing::RemovingData { why } => format!("Data is being removed from the bucket: {why}"),
-                Departing::WaitingForAcknowledgement { how } => how.clone(),
-                Departing::TargetUnreachable { why } => format!(
-                    "Data cannot be removed from the bucket: {why}. It is tried again; with deletionPolicy: Retain the object goes and the data stays"
-                ),
-            },
-            Standing::Gone { note } => note.text.clone(),
+            Standing::Deleting => "The worker is being stopped; data in the bucket is retained".into(),
         }
     }
 
@@ -245,11 +201,10 @@ impl Standing {
             _ => self.state()?.1,
         };
         let message = self.message();
-        let is_ready = matches!(self, Standing::Completed { .. } | Standing::Imported { .. });
-        let ready = if is_ready { Truth::True } else { Truth::False };
+        let ready = if matches!(self, Standing::Completed { .. }) { Truth::True } else { Truth::False };
         let mut claims = vec![Claim::new(ConditionType::Ready, ready, reason, message.clone())];
         match self {
-            Standing::Completed { .. } | Standing::Imported { .. } => {}
+            Standing::Completed { .. } => {}
             Standing::Cancelled { .. } => {
                 claims.push(Claim::new(ConditionType::Stalled, Truth::True, Cause::CancelledByUser, message));
             }
@@ -269,10 +224,7 @@ impl Standing {
             }),
             _ => claims.push(Claim::new(ConditionType::Reconciling, Truth::True, reason, message)),
         }
-        // Of a Backup that is being deleted they stay as they were.
-        if !matches!(self, Standing::Deleting(_)) {
-            claims.extend(self.domain_claims());
-        }
+        claims.extend(self.domain_claims());
         Some(claims)
     }
 
@@ -280,10 +232,9 @@ impl Standing {
     fn domain_claims(&self) -> [Claim; 3] {
         use {Cause as C, ConditionType as T};
         let snapshot = match self {
-            Standing::WaitingForTarget { .. } | Standing::LookingUp { .. } | Standing::Cancelled { .. } => {
+            Standing::WaitingForTarget { .. } | Standing::Cancelled { .. } => {
                 (Truth::False, C::NotYet, "Nothing is read")
             }
-            Standing::Imported { .. } => (Truth::True, C::NotNeeded, "Nothing is read: the backup was there already"),
             _ => (Truth::True, C::NotNeeded, "A host device is read as it is"),
         };
         let domain = self.domain();
@@ -306,7 +257,7 @@ impl Standing {
         let all = |heard: &Heard| heard.report.phase >= crate::model::Phase::WritingRecord && is_complete(heard);
         let truth = |is: bool| if is { Truth::True } else { Truth::False };
         match self {
-            Standing::Completed { .. } | Standing::Imported { .. } => Domain { data: Truth::True, record: Truth::True },
+            Standing::Completed { .. } => Domain { data: Truth::True, record: Truth::True },
             Standing::Working { heard: Some(heard), .. }
             | Standing::Failed { heard: Some(heard), .. }
             | Standing::Cancelled { heard: Some(heard) } => Domain { data: truth(all(heard)), record: Truth::False },
@@ -321,18 +272,7 @@ impl Standing {
         let warning =
             |reason: &str, text: String| Some(Note { severity: Severity::Warning, reason: reason.into(), text });
         match self {
-            Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::LookingUp { .. } => None,
-            Standing::Imported { record, .. } => normal(
-                "Imported",
-                format!("Backup {} of volume {} was in the bucket already", record.backup, record.volume),
-            ),
-            Standing::Deleting(Departing::StoppingWorker) => None,
-            Standing::Deleting(Departing::RemovingData { .. }) => normal("RemovingData", self.message()),
-            Standing::Deleting(Departing::WaitingForAcknowledgement { how }) => {
-                warning("WaitingForAcknowledgement", how.clone())
-            }
-            Standing::Deleting(Departing::TargetUnreachable { .. }) => warning("TargetUnreachable", self.message()),
-            Standing::Gone { note } => Some(note.clone()),
+            Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Deleting => None,
             Standing::WaitingForTarget { missing } => warning("WaitingForTarget", missing.clone()),
             Standing::Queued { limit: None, .. } => None,
             Standing::Queued { limit: Some(_), .. } => normal("Queued", self.message()),
@@ -376,23 +316,14 @@ impl Standing {
             Standing::StartingWorker { problem: Some(_) } | Standing::WaitingForOldWorker => {
                 Some(Duration::from_secs(1))
             }
-            Standing::Cancelling | Standing::Deleting(Departing::StoppingWorker) => Some(Duration::from_millis(500)),
-            // An errand that ends brings us here by itself.
-            Standing::LookingUp { .. } | Standing::Deleting(Departing::RemovingData { .. }) => {
-                Some(Duration::from_secs(5))
-            }
-            Standing::Deleting(Departing::TargetUnreachable { .. }) => Some(Duration::from_secs(5)),
-            Standing::Deleting(Departing::WaitingForAcknowledgement { .. }) => Some(Duration::from_secs(10)),
-            Standing::Gone { .. } => None,
+            Standing::Cancelling | Standing::Deleting => Some(Duration::from_millis(500)),
             Standing::Working { .. } => Some(poll),
             Standing::Failed { failure, .. } => match failure.next {
                 WhatNext::At(at) => Some(super::super::time::until(at, now).min(Duration::from_secs(1))),
                 WhatNext::Exhausted | WhatNext::Never => Some(Duration::from_secs(1)),
             },
             // What is left of the worker is removed on the next pass.
-            Standing::Completed { .. } | Standing::Cancelled { .. } | Standing::Imported { .. } => {
-                Some(Duration::from_secs(1))
-            }
+            Standing::Completed { .. } | Standing::Cancelled { .. } => Some(Duration::from_secs(1)),
         }
     }
 }

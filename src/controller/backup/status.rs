@@ -5,7 +5,7 @@
 //! not made; one that moves only counters waits for its turn in the write budget; a transition is written at once.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -21,16 +21,15 @@ use crate::{
     api::{
         Backup, BackupState, BackupStatus, Cause, GROUP, VERSION,
         backup_status::{
-            Attempt, BackupProgress, Change as Basis, ChangeSource, ObservedFailure, ObservedSnapshot, ObservedSource,
-            Queue, QueueLimit, RequestCounts, StoredAs,
+            Attempt, BackupProgress, Change as Basis, ChangeSource, ObservedFailure, ObservedSource, Queue, QueueLimit,
+            RequestCounts, StoredAs,
         },
-        common::{ChosenTarget, count},
-        conditions::{ConditionType, conditions, find},
+        common::count,
+        conditions::conditions,
         secret::backup_url,
     },
     controller::{
         FIELD_MANAGER,
-        target::lookup::StoredRecord,
         time::{later, whole_seconds},
     },
     model::{BackupName, progress::Completion},
@@ -65,13 +64,7 @@ pub fn next_status(o: &Observed, standing: &Standing, now: Timestamp) -> BackupS
     }
     apply(&mut next, o, standing, now);
     next.conditions = match standing.claims() {
-        Some(claims) => {
-            let mut written = conditions(&o.status.conditions, &claims, Some(o.wish.generation), now);
-            if matches!(standing, Standing::Deleting(_)) {
-                written.extend(domain_as_was(&o.status.conditions, o.wish.generation));
-            }
-            written
-        }
+        Some(claims) => conditions(&o.status.conditions, &claims, Some(o.wish.generation), now),
         None => {
             let mut same = o.status.conditions.clone();
             same.iter_mut().for_each(|c| c.observed_generation = Some(o.wish.generation));
@@ -81,23 +74,10 @@ pub fn next_status(o: &Observed, standing: &Standing, now: Timestamp) -> BackupS
     next
 }
 
-/// What was true of data and record stays so until the object is gone.
-fn domain_as_was(conditions: &[Condition], generation: i64) -> impl Iterator<Item = Condition> + '_ {
-    use ConditionType::{DataAcknowledged, RecordCommitted, SnapshotReady};
-    let kept = [SnapshotReady, DataAcknowledged, RecordCommitted];
-    let was = kept.into_iter().filter_map(|kind| find(conditions, kind)).cloned();
-    was.map(move |condition| Condition { observed_generation: Some(generation), ..condition })
-}
-
 fn apply(next: &mut BackupStatus, o: &Observed, standing: &Standing, now: Timestamp) {
     match standing {
-        Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Cancelling => {}
-        Standing::Gone { .. } => {}
-        Standing::WaitingForTarget { .. } | Standing::WaitingForOldWorker | Standing::LookingUp { .. } => {
-            next.next_retry_time = None;
-        }
-        Standing::Deleting(_) => next.next_retry_time = None,
-        Standing::Imported { record, target } => import(next, o, record, target, now),
+        Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Cancelling | Standing::Deleting => {}
+        Standing::WaitingForTarget { .. } | Standing::WaitingForOldWorker => next.next_retry_time = None,
         Standing::Queued { limit, chosen } => {
             choose(next, o, chosen, None);
             next.next_retry_time = None;
@@ -140,32 +120,6 @@ fn apply(next: &mut BackupStatus, o: &Observed, standing: &Standing, now: Timest
             fail(next, failure);
         }
     }
-}
-
-/// Nothing was uploaded, so nothing is counted: progress stays absent.
-fn import(next: &mut BackupStatus, o: &Observed, record: &StoredRecord, target: &ChosenTarget, now: Timestamp) {
-    let url = match (&o.target, record.volume.parse(), record.backup.parse()) {
-        (TargetSeen::Usable(t), Ok(volume), Ok(backup)) => Some(backup_url(&t.resolved.location, &volume, &backup)),
-        _ => None,
-    };
-    next.target = Some(target.clone());
-    next.source = Some(ObservedSource { bytes: record.volume_bytes.map(count), ..ObservedSource::default() });
-    let name = if record.snapshot.is_empty() { &record.backup } else { &record.snapshot };
-    next.snapshot = Some(ObservedSnapshot {
-        name: name.chars().take(253).collect(),
-        creation_time: record.snapshot_time.map(|t| Time(whole_seconds(t))),
-        ..ObservedSnapshot::default()
-    });
-    next.store = Some(StoredAs {
-        volume: record.volume.clone(),
-        backup: Some(record.backup.clone()),
-        block_size: record.block_size.map(count),
-        compression: record.compression.clone(),
-        url,
-    });
-    // Its own completion, so that expireAfter means the same for it.
-    next.completion_time = Some(Time(whole_seconds(record.completion_time.unwrap_or(now))));
-    (next.consecutive_failures, next.next_retry_time) = (None, None);
 }
 
 fn queue_limit(limit: Limit) -> QueueLimit {

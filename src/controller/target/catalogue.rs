@@ -19,7 +19,7 @@ use super::{
     discovery::{Discovery, Found},
     errands::{Desk, ErrandKind, Lies, or_if_it_panics},
     lookup::Problem,
-    removal::living,
+    removal::Lives,
     resolve::Resolved,
 };
 use crate::{
@@ -38,8 +38,9 @@ use crate::{
         client::Client,
         credentials::CredentialSource,
         error::StoreError,
-        janitor::{self, Living},
+        janitor,
         layout::VolumeLayout,
+        tombstone::Tombstones,
     },
     telemetry,
 };
@@ -131,6 +132,8 @@ pub fn is_due(lies: &Lies<Look>, interval: Duration) -> bool {
     match lies {
         Lies::Nothing => true,
         Lies::UnderWay => false,
+        // One that failed was waiting, not work.
+        Lies::Done { outcome: Look { outcome: Err(_), .. }, ago, .. } => *ago >= interval,
         Lies::Done { outcome, ago, .. } => *ago >= interval.max(outcome.took.saturating_mul(limits::CATALOGUE_SHARE)),
     }
 }
@@ -155,7 +158,7 @@ pub fn order(context: &Context, desk: &Arc<Desk<Look>>, books: &Books, target: &
         credentials: CredentialSource::Given(seen.resolved.credentials.clone()),
         clock_skew: seen.clock_skew,
         cluster: context.cluster.clone(),
-        living: living(context, None),
+        lives: Lives::of(context, None),
         discovery,
     };
     context.errands.order(ErrandKind::Catalogue, String::new(), errand.run());
@@ -178,7 +181,7 @@ struct Errand {
     /// The store's clock less ours.
     clock_skew: SignedDuration,
     cluster: String,
-    living: Living,
+    lives: Lives,
     discovery: Option<Discovery>,
 }
 
@@ -205,7 +208,7 @@ impl Errand {
 
     async fn look(&self, finds: &mut Finds) -> Result<Counts, StoreError> {
         let objects = crate::store::open(&self.location, self.credentials.clone())?;
-        let client = Client::new(objects, limits::STALL_DEFAULT, limits::CATALOGUE_DEADLINE);
+        let client = Client::new(objects, limits::CATALOGUE_STALL, limits::CATALOGUE_DEADLINE);
         let volumes = catalogue::volumes(&client).await?;
         let mut counts = Counts { volumes: volumes.len() as u64, ..Counts::default() };
         let clears_all = self.book.cleared().is_none_or(|at| at.elapsed() >= limits::JANITOR_INTERVAL);
@@ -221,6 +224,11 @@ impl Errand {
             for record in &known {
                 counts.add(record, &self.cluster);
                 finds.consider(record).await;
+            }
+            if let Finds::Going(_, found) = finds
+                && found.has_candidates_of(&volume)
+            {
+                found.bury(&volume, &Tombstones::read(client, &VolumeLayout::new(&volume)).await?);
             }
             // Three more LISTs: only where somebody works or died, and everywhere now and then.
             if !clears_all && !known.iter().any(|k| k.facts.state == RecordState::InProgress) {
@@ -251,7 +259,7 @@ impl Errand {
             true => now.checked_sub(skew).unwrap_or(now),
             false => later(now, skew),
         };
-        janitor::apply(client, &janitor::plan(&belongings, &self.living, store_now)).await
+        janitor::apply(client, &janitor::plan(&belongings, &self.lives.on(&belongings), store_now)).await
     }
 }
 
@@ -317,17 +325,13 @@ mod tests {
     #[test]
     fn law_9_a_look_takes_at_most_a_twentieth_of_the_time() {
         let interval = Duration::from_secs(60);
-        let done = |took, ago| Lies::Done {
-            outcome: Look {
-                time: Timestamp::UNIX_EPOCH,
-                took: Duration::from_secs(took),
-                outcome: Ok(Counts::default()),
-            },
-            ago: Duration::from_secs(ago),
-            tries: 1,
-        };
+        let look = |took, outcome| Look { time: Timestamp::UNIX_EPOCH, took: Duration::from_secs(took), outcome };
+        let lies = |outcome, ago| Lies::Done { outcome, ago: Duration::from_secs(ago), tries: 1 };
+        let done = |took, ago| lies(look(took, Ok(Counts::default())), ago);
         assert!(is_due(&Lies::Nothing, interval) && !is_due(&Lies::UnderWay, interval));
         assert!(!is_due(&done(1, 59), interval) && is_due(&done(1, 60), interval));
         assert!(!is_due(&done(30, 599), interval) && is_due(&done(30, 600), interval));
+        let failed = lies(look(30, Err(Problem::bug("A test"))), 60);
+        assert!(is_due(&failed, interval), "a failed look was waiting, not work");
     }
 }

@@ -28,10 +28,11 @@ use crate::{
         context::{ApiError, Context, bounded},
         error_chain,
     },
-    model::limits,
+    model::{VolumeName, limits},
     store::{
         catalogue::{Known, RecordState},
         record::RecordId,
+        tombstone::Tombstones,
     },
 };
 
@@ -72,9 +73,22 @@ pub struct Found {
 struct Candidate {
     id: RecordId,
     namespace: String,
-    /// Name of the Backup that made it.
+    /// Name and uid of the Backup that made it.
     object: String,
+    uid: String,
     hash: Hash,
+}
+
+impl Found {
+    /// Is there a record of this volume among those that are to get a Backup?
+    pub fn has_candidates_of(&self, volume: &VolumeName) -> bool {
+        self.candidates.iter().any(|c| c.id.volume == *volume)
+    }
+
+    /// Records of deleted Backups that arrived late are as good as gone.
+    pub fn bury(&mut self, volume: &VolumeName, tombstones: &Tombstones) {
+        self.candidates.retain(|c| c.id.volume != *volume || !tombstones.has(&c.uid));
+    }
 }
 
 /// 16 hex digits that stand for one record of a target.
@@ -154,8 +168,9 @@ impl Discovery {
             }
         };
         if is_open {
-            let object = record.facts.backup_object.as_deref().unwrap_or_default().to_owned();
-            found.candidates.push(Candidate { id: record.id.clone(), namespace, object, hash });
+            let text = |text: &Option<Box<str>>| text.as_deref().unwrap_or_default().to_owned();
+            let (object, uid) = (text(&record.facts.backup_object), text(&record.facts.backup_uid));
+            found.candidates.push(Candidate { id: record.id.clone(), namespace, object, uid, hash });
         }
         Ok(())
     }

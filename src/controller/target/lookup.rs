@@ -21,6 +21,7 @@ use crate::{
         layout::VolumeLayout,
         record::{RecordHead, label},
         survey::read_head,
+        tombstone::Tombstones,
     },
 };
 
@@ -150,11 +151,14 @@ async fn read(
 ) -> Result<Option<RecordHead>, StoreError> {
     let client =
         Client::new(crate::store::open(location, credentials)?, limits::LOOKUP_DEADLINE / 2, limits::LOOKUP_DEADLINE);
-    let key = VolumeLayout::new(&wanted.volume).backup(&wanted.backup);
+    let layout = VolumeLayout::new(&wanted.volume);
+    let key = layout.backup(&wanted.backup);
     let Some(head) = read_head(&client, &key).await? else { return Ok(None) };
     if head.volume_name != wanted.volume.as_str() {
         let seen = format!("it says that it belongs to volume {:?}", head.volume_name);
         return Err(StoreError::new(ErrorKind::Damaged, "GET", key, seen));
     }
-    Ok(Some(head))
+    // A record of a deleted Backup that arrived late is as good as gone.
+    let tombstones = Tombstones::read(&client, &layout).await?;
+    Ok(Some(head).filter(|head| !tombstones.covers(head)))
 }

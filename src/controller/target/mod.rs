@@ -230,7 +230,9 @@ fn next_status(target: &ClusterBackupTarget, context: &Context, facts: &Facts) -
     match look {
         // While a look is under way, the last one's words stand.
         Lies::Nothing | Lies::UnderWay => match find(&before.conditions, ConditionType::Catalogued) {
-            Some(condition) => kept.push(condition.clone()),
+            Some(was) => {
+                kept.push(Condition { observed_generation: target.metadata.generation, ..was.clone() });
+            }
             None => claims.push(Claim::new(
                 ConditionType::Catalogued,
                 Truth::Unknown,

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     errands::{Desk, ErrandKind, or_if_it_panics},
@@ -23,7 +24,7 @@ use crate::{
         credentials::CredentialSource,
         error::StoreError,
         guard::Timing,
-        janitor::{Living, Wanted},
+        janitor::{self, Belongings, Living, Wanted},
         layout::VolumeLayout,
         record::label,
         remove::{Doomed, remove},
@@ -74,31 +75,50 @@ pub fn order(context: &Context, backup: &Backup, target: &Resolved, removal: Rem
         backup: ObjectRef::from_obj(backup),
         location,
         credentials: CredentialSource::Given(target.credentials.clone()),
-        living: living(context, Some(&removal.uid)),
+        lives: Lives::of(context, Some(&removal.uid)),
         scratch: Scratch::new(&context.scratch_dir),
         removal,
     };
     context.errands.order(ErrandKind::Remove, exclusive, errand.run());
 }
 
-/// Attempts that run, and Backups that may be tried again, as far as the cache knows. A younger attempt is protected by
-/// its age.
-pub fn living(context: &Context, but: Option<&str>) -> Living {
-    let mut living = Living { attempts: BTreeSet::new(), wanted: Wanted::All };
-    let mut wanted = BTreeSet::new();
-    for backup in context.backups.state() {
-        let backup = context.freshest(backup);
-        let uid = backup.uid().unwrap_or_default();
-        let Some(status) = backup.status.as_ref().filter(|_| but != Some(uid.as_str())) else { continue };
-        if !may_go_on(status.state, status.next_retry_time.is_some()) {
-            continue;
+/// What this cluster knows of the living. A younger attempt than the cache knows is protected by its age.
+#[derive(Debug, Clone, Default)]
+pub struct Lives {
+    /// Attempts that run, or may still run.
+    attempts: BTreeSet<AttemptId>,
+    /// Uids of Backups that no attempt goes on with.
+    dead: BTreeSet<String>,
+}
+
+impl Lives {
+    /// As the cache has it; `doomed` is as good as dead.
+    pub fn of(context: &Context, doomed: Option<&str>) -> Self {
+        let mut lives = Self::default();
+        for backup in context.backups.state() {
+            let backup = context.freshest(backup);
+            let uid = backup.uid().unwrap_or_default();
+            let Some(status) = backup.status.as_ref() else { continue };
+            if doomed == Some(uid.as_str()) || !may_go_on(status.state, status.next_retry_time.is_some()) {
+                lives.dead.insert(uid);
+                continue;
+            }
+            let attempt = status.attempt.as_ref().and_then(|a| a.id.parse::<AttemptId>().ok());
+            lives.attempts.extend(attempt);
         }
-        wanted.insert(uid);
-        let attempt = status.attempt.as_ref().and_then(|a| a.id.parse::<AttemptId>().ok());
-        living.attempts.extend(attempt);
+        lives
     }
-    living.wanted = Wanted::Only(wanted);
-    living
+
+    /// For one volume: whoever is not known to be dead may go on. Another cluster's Backups, and the command line's, are not
+    /// known here at all.
+    pub fn on(&self, belongings: &Belongings) -> Living {
+        let folder = belongings.layout.tidemark();
+        let journals =
+            belongings.tidemark.iter().filter_map(|entry| entry.key.strip_prefix(&folder)?.split('/').next());
+        let configs = belongings.heads.values().filter_map(|head| head.label(label::BACKUP_UID));
+        let wanted = journals.chain(configs).filter(|uid| !self.dead.contains(*uid)).map(str::to_owned).collect();
+        Living { attempts: self.attempts.clone(), wanted: Wanted::Only(wanted) }
+    }
 }
 
 fn may_go_on(state: Option<BackupState>, has_retry: bool) -> bool {
@@ -116,7 +136,7 @@ struct Errand {
     backup: ObjectRef<Backup>,
     location: StoreLocation,
     credentials: CredentialSource,
-    living: Living,
+    lives: Lives,
     scratch: Scratch,
     removal: Removal,
 }
@@ -160,21 +180,66 @@ impl Errand {
                 }
             }
         };
+        let belongings = janitor::look(&client, &VolumeLayout::new(&self.removal.volume)).await?;
         let (progress, _) = watch::channel(SweepProgress::default());
         let sweep = Sweep {
             client,
             volume: self.removal.volume.clone(),
-            living: self.living,
+            living: self.lives.on(&belongings),
             scratch: self.scratch,
             timing: Timing::default(),
+            // It ends with the leader's future: what a crash leaves, the next try finishes.
+            cancel: CancellationToken::new(),
         };
         let removed = remove(&sweep, &doomed, &progress).await?;
         let records = removed.records.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let blocks = removed.swept.blocks_deleted;
+        let (blocks, young) = (removed.swept.blocks_deleted, removed.swept.blocks_young);
         let what = if records.is_empty() { "no record".to_owned() } else { records };
         Ok(RemovalEnd::Done(match removed.not_collected {
+            None if young > 0 => format!(
+                "Removed from the bucket: {what} and {blocks} blocks that no other backup names; {young} more are too young and go with the next sweep"
+            ),
             None => format!("Removed from the bucket: {what} and {blocks} blocks that no other backup names"),
             Some(why) => format!("Removed from the bucket: {what}; its blocks stay until the next sweep: {why}"),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::store::objects::{Entry, Meta};
+
+    #[test]
+    fn law_11_only_what_is_known_to_be_dead_is_cleared_early() {
+        let layout = VolumeLayout::new(&"pvc-1".parse().expect("a volume name"));
+        let attempt = AttemptId::new(1, [1; 10]);
+        let meta = Meta { size: 1, etag: None, modified: None };
+        let entry = |uid| Entry { key: layout.attempt(uid, &attempt), meta: meta.clone(), is_archived: false };
+        let belongings = Belongings {
+            layout: layout.clone(),
+            backups: Vec::new(),
+            heads: BTreeMap::new(),
+            tidemark: vec![entry("ours-dead"), entry("ours-alive"), entry("another-cluster")],
+            locks: Vec::new(),
+        };
+        let lives = Lives { attempts: [attempt.clone()].into(), dead: ["ours-dead".to_owned()].into() };
+        let wanted = ["another-cluster", "ours-alive"].map(str::to_owned);
+        let expected = Living { attempts: [attempt].into(), wanted: Wanted::Only(wanted.into()) };
+        assert_eq!(lives.on(&belongings), expected);
+    }
+
+    #[test]
+    fn a_backup_goes_on_until_it_is_done_or_nobody_tries_again() {
+        use BackupState::*;
+        for state in [None, Some(Pending), Some(Snapshotting), Some(InProgress), Some(Committing)] {
+            assert!(may_go_on(state, false), "{state:?}");
+        }
+        for state in [Completed, Cancelled, Deleting] {
+            assert!(!may_go_on(Some(state), true), "{state:?}");
+        }
+        assert!(may_go_on(Some(Error), true) && !may_go_on(Some(Error), false));
     }
 }

@@ -9,15 +9,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    decide::{Decision, Step, decided, failed, refused, waiting_deadline, waiting_for_target},
-    observe::{Observed, Refusal, Target, TargetSeen},
-    standing::Standing,
+    Decision, Observed, Step, decided,
+    standing::{Imported, Standing},
 };
 use crate::{
-    api::Cause,
-    controller::target::{
-        errands::Lies,
-        lookup::{Looked, StoredRecord, Wanted},
+    api::{BackupState, Cause, secret::backup_url},
+    controller::{
+        backup::{
+            observe::{Refusal, Target, TargetSeen, failure_reason},
+            retry::{self, Past, Progressed},
+            standing::{Failed, WhatNext},
+        },
+        target::{
+            errands::Lies,
+            lookup::{Looked, StoredRecord, Wanted},
+        },
+        time::{later, until},
     },
     model::Failure,
 };
@@ -30,6 +37,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub struct Import {
     pub wanted: Result<Wanted, Refusal>,
     pub seen: Lies<Looked>,
+    pub rules: ImportRules,
 }
 
 /// Who may import what from a target.
@@ -49,39 +57,46 @@ pub struct Claimant<'a> {
 
 /// What is done about a Backup that imports and is not Completed yet.
 pub fn importing(o: &Observed, import: &Import, now: Timestamp) -> Decision {
+    if o.status.state == Some(BackupState::Error) {
+        let is_asked = o.wish.retry_request.is_some() && o.wish.retry_request != o.status.observed_retry_request;
+        let due = o.status.next_retry_time.as_ref().map(|t| t.0);
+        if !is_asked && due.is_none_or(|at| now < at) {
+            return decided(Step::Nothing, Standing::Unchanged { again: due.map(|at| until(at, now)) });
+        }
+    }
     let wanted = match &import.wanted {
         Ok(wanted) => wanted,
-        Err(refusal) => return refused(o, refusal.reason, refusal.message.clone(), now),
+        Err(refusal) => return refused(o, refusal.clone(), now),
     };
     let target = match &o.target {
         TargetSeen::Usable(target) => target,
-        TargetSeen::Refused(refusal) => return refused(o, refusal.reason, refusal.message.clone(), now),
-        TargetSeen::Waiting(missing) => return waiting_for_target(o, missing, now),
+        TargetSeen::Refused(refusal) => return refused(o, refusal.clone(), now),
+        TargetSeen::Waiting(missing) => {
+            return match is_over(o, now) {
+                true => refused(o, Refusal::new(Cause::WaitingForTarget, waited(o, missing)), now),
+                false => decided(Step::Nothing, Standing::WaitingForTarget { missing: missing.clone() }),
+            };
+        }
     };
-    let looking = |step| {
-        let what = format!("Looking up backup {} of volume {} in the bucket", wanted.backup, wanted.volume);
-        decided(step, Standing::LookingUp { what })
-    };
+    let name = format!("Backup {} of volume {}", wanted.backup, wanted.volume);
+    let looking = |step| decided(step, Standing::LookingUp { what: format!("Looking up {name} in the bucket") });
     let decision = match &import.seen {
         Lies::Nothing => return looking(Step::LookUp),
         Lies::UnderWay => return looking(Step::Nothing),
         Lies::Done { outcome: Looked::Missing, ago, .. } => {
-            let what = format!("Backup {} of volume {} is not in the bucket", wanted.backup, wanted.volume);
-            return missing(o, &what, *ago, now);
+            return missing(o, &format!("{name} is not in the bucket"), *ago, now);
         }
         Lies::Done { outcome: Looked::InProgress, ago, .. } => {
-            let what = format!("Backup {} of volume {} is still being made", wanted.backup, wanted.volume);
-            return missing(o, &what, *ago, now);
+            return missing(o, &format!("{name} is still being made"), *ago, now);
         }
         Lies::Done { outcome: Looked::Failed(problem), .. } => {
-            let failure = Failure::new(problem.reason, problem.message.clone(), problem.object.clone(), now);
-            failed(o, failure, now)
+            failed(o, Failure::new(problem.reason, problem.message.clone(), problem.object.clone(), now), now)
         }
         Lies::Done { outcome: Looked::Found(record), .. } => {
             let claimant = Claimant { cluster: &o.cluster, namespace: &o.wish.namespace };
-            match may_import(record, claimant, target) {
-                Ok(()) => decided(Step::Nothing, imported(record, target)),
-                Err(refusal) => refused(o, refusal.reason, refusal.message, now),
+            match may_import(record, claimant, import.rules, &target.chosen.name) {
+                Ok(()) => decided(Step::Nothing, Standing::Imported(Box::new(imported(record, target, wanted)))),
+                Err(refusal) => refused(o, refusal, now),
             }
         }
     };
@@ -89,27 +104,66 @@ pub fn importing(o: &Observed, import: &Import, now: Timestamp) -> Decision {
     Decision { step: Step::ForgetLookUp, ..decision }
 }
 
-fn imported(record: &StoredRecord, target: &Target) -> Standing {
-    Standing::Imported { record: Box::new(record.clone()), target: target.chosen.clone() }
+fn imported(record: &StoredRecord, target: &Target, wanted: &Wanted) -> Imported {
+    let url = backup_url(&target.resolved.location, &wanted.volume, &wanted.backup);
+    Imported { record: record.clone(), target: target.chosen.clone(), url: Some(url) }
 }
 
 /// It may still come: a replica that lags, a backup that is being made. After `deadlines.start` a person is asked.
 fn missing(o: &Observed, what: &str, ago: Duration, now: Timestamp) -> Decision {
-    let limit = o.wish.deadlines.start;
-    if now >= waiting_deadline(o, limit, now) {
-        let message = format!(
-            "{what} (waited for deadlines.start, {} s): `tidemark ls` shows what is there; create a new Backup with its names",
-            limit.as_secs()
-        );
-        return Decision { step: Step::ForgetLookUp, ..refused(o, Cause::WaitingForSource.into(), message, now) };
+    if is_over(o, now) {
+        let cure = "`tidemark ls` shows what is there; create a new Backup with its names";
+        let refusal = Refusal::new(Cause::WaitingForSource, format!("{}: {cure}", waited(o, what)));
+        return Decision { step: Step::ForgetLookUp, ..refused(o, refusal, now) };
     }
     let step = if ago >= AGAIN { Step::LookUp } else { Step::Nothing };
     decided(step, Standing::LookingUp { what: what.to_owned() })
 }
 
+/// Waiting is counted from the start of work, or from the last failure.
+fn is_over(o: &Observed, now: Timestamp) -> bool {
+    let started = o.status.start_time.as_ref().map_or(now, |t| t.0);
+    let failed = o.status.failure.as_ref().and_then(|f| f.time.as_ref()).map_or(started, |t| t.0);
+    now >= later(started.max(failed), o.deadlines.start)
+}
+
+fn waited(o: &Observed, what: &str) -> String {
+    format!("{what} (waited for deadlines.start, {} s)", o.deadlines.start.as_secs())
+}
+
+/// Only a person can change that.
+fn refused(o: &Observed, refusal: Refusal, now: Timestamp) -> Decision {
+    let Refusal { reason, message } = refusal;
+    let consecutive = o.status.consecutive_failures.unwrap_or(0);
+    failure(Failed { reason, message, object: None, time: now, next: WhatNext::Never, consecutive })
+}
+
+/// The store failed: the policy says what follows. A look-up brings nothing, so each counts.
+fn failed(o: &Observed, seen: Failure, now: Timestamp) -> Decision {
+    let past = Past {
+        consecutive: o.status.consecutive_failures.and_then(|c| u32::try_from(c).ok()).unwrap_or(0),
+        previous: o.status.failure.as_ref().and_then(|f| failure_reason(&f.reason)),
+        progress: Progressed::No,
+    };
+    let (next, consecutive) = match retry::next(o.wish.retry, past, seen.reason) {
+        retry::Next::Again { after, consecutive } => (WhatNext::At(later(now, after)), consecutive),
+        retry::Next::Exhausted { consecutive } => (WhatNext::Exhausted, consecutive),
+        retry::Next::Never { consecutive } => (WhatNext::Never, consecutive),
+    };
+    failure(Failed::of(seen, next, consecutive))
+}
+
+fn failure(failed: Failed) -> Decision {
+    decided(Step::Nothing, Standing::Failed(Box::new(failed)))
+}
+
 /// Whose record it is decides; the target's administrator may say more.
-pub fn may_import(record: &StoredRecord, claimant: Claimant<'_>, target: &Target) -> Result<(), Refusal> {
-    let rules = target.import_rules;
+pub fn may_import(
+    record: &StoredRecord,
+    claimant: Claimant<'_>,
+    rules: ImportRules,
+    target: &str,
+) -> Result<(), Refusal> {
     let is_own_namespace = !record.namespace.is_empty() && record.namespace == claimant.namespace;
     let is_own_cluster = !record.cluster.is_empty() && record.cluster == claimant.cluster;
     if rules.any_owner
@@ -117,7 +171,7 @@ pub fn may_import(record: &StoredRecord, claimant: Claimant<'_>, target: &Target
     {
         return Ok(());
     }
-    let (name, namespace) = (&target.chosen.name, claimant.namespace);
+    let (name, namespace) = (target, claimant.namespace);
     let what = if record.cluster.is_empty() {
         format!(
             "Backup {} of volume {} does not say who made it, as those of Longhorn do not",
@@ -140,12 +194,6 @@ pub fn may_import(record: &StoredRecord, claimant: Claimant<'_>, target: &Target
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::backup::laws::target;
-
-    fn usable(rules: ImportRules) -> Target {
-        let TargetSeen::Usable(target) = target() else { panic!("it is usable") };
-        Target { import_rules: rules, ..*target }
-    }
 
     /// Every owner a record can have, crossed with every rule a target can have.
     #[test]
@@ -163,7 +211,7 @@ mod tests {
                             ..StoredRecord::default()
                         };
                         let rules = ImportRules { any_owner, shared_with_clusters };
-                        let judged = may_import(&record, claimant, &usable(rules));
+                        let judged = may_import(&record, claimant, rules, "s3-primary");
                         let expected = any_owner
                             || namespace == "shop" && (cluster == "c1" || cluster == "c2" && shared_with_clusters);
                         assert_eq!(judged.is_ok(), expected, "{cluster:?} {namespace:?} {rules:?}: {judged:?}");

@@ -1,7 +1,7 @@
 //! What imports and deletions rest on, gathered: outcomes of errands from their desks, other Backups from the cache, the
 //! ground from the API server. And the steps that order such errands.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kube::{
     Api, ResourceExt,
@@ -11,15 +11,20 @@ use kube::{
 use tokio::time::Instant;
 
 use super::{
-    act::ActError,
-    import::Import,
+    Observed, Task,
+    import::{Import, ImportRules},
     leaving::{Admission, Leaving},
-    observe::{Finalizer, Life, Observed, Refusal, TargetSeen, Wish, WorkerSeen},
 };
 use crate::{
-    api::{Backup, BackupStatus, Cause},
+    api::{Backup, BackupState, BackupStatus, Cause, common::ChosenTarget},
     controller::{
+        backup::{
+            ReconcileError,
+            observe::{Finalizer, Life, Refusal, TargetSeen, Wish, wish},
+            target,
+        },
         context::{ApiError, Context, bounded},
+        runner::{AttemptRef, Worker},
         target::{
             breaker::{self, Answer, Asked, Verdict},
             ground::{self, Ground},
@@ -33,27 +38,69 @@ use crate::{
 /// While a deleted Backup waits, the ground is read again after this long. It is read anew before anything is removed.
 const GROUND_AGE_MAX: Duration = Duration::from_secs(10);
 
-/// What is to be imported, and what is known of it.
-pub fn import(backup: &Backup, uid: &str, context: &Context) -> Option<Import> {
-    let existing = backup.spec.source.existing.as_ref()?;
-    let wanted = match existing.parse() {
-        Ok((volume, backup)) => Ok(Wanted { volume, backup }),
-        Err(error) => Err(Refusal::new(Cause::InvalidSpec, error.to_string())),
+/// Everything a decision rests on; none if there is nothing to be done without a worker.
+pub async fn observe(backup: &Backup, context: &Context) -> Result<Option<Observed>, ReconcileError> {
+    let (wish, _) = wish(backup);
+    let status = backup.status.clone().unwrap_or_default();
+    let task = match wish.life {
+        Life::Deleting => leaving(backup, &wish, &status, context).await?.map(Task::Leave),
+        Life::Wanted => import(backup, &wish, &status, context).map(Task::Import),
     };
-    Some(Import { wanted, seen: context.lookups.look(uid) })
+    let Some(task) = task else { return Ok(None) };
+    let target = target(backup, &status, context).await?;
+    let (deadlines, cluster) = (wish.deadlines, context.cluster.clone());
+    Ok(Some(Observed { wish, deadlines, status, cluster, target, task }))
 }
 
-/// What the removal of this Backup's data rests on; none if none is to be removed.
-pub async fn leaving(o: &Observed, backup: &Backup, context: &Context) -> Result<Option<Leaving>, ApiError> {
-    let wish = &o.wish;
-    let is_asked = wish.life == Life::Deleting && wish.wants_data_deleted && wish.finalizer == Finalizer::Present;
-    let Some(target) = o.status.target.as_ref().filter(|_| is_asked && o.has_data()) else { return Ok(None) };
-    if o.worker != WorkerSeen::Absent {
+/// What is to be imported, and what is known of it; none if it is history, or cancelled.
+fn import(backup: &Backup, wish: &Wish, status: &BackupStatus, context: &Context) -> Option<Import> {
+    let existing = backup.spec.source.existing.as_ref().filter(|_| !wish.cancel)?;
+    if matches!(status.state, Some(BackupState::Completed | BackupState::Cancelled | BackupState::Deleting)) {
+        return None;
+    }
+    let wanted = match (existing.parse(), backup.spec.check()) {
+        (Ok((volume, backup)), Ok(())) => Ok(Wanted { volume, backup }),
+        (Err(error), _) | (Ok(_), Err(error)) => Err(Refusal::new(Cause::InvalidSpec, error.to_string())),
+    };
+    Some(Import { wanted, seen: context.lookups.look(&wish.uid), rules: rules(backup, status, context) })
+}
+
+/// What the administrator says about imports from the target that is, or would be, chosen.
+fn rules(backup: &Backup, status: &BackupStatus, context: &Context) -> ImportRules {
+    let chosen = status.target.as_ref().map(|t| &t.name);
+    let named = chosen.or(backup.spec.target_ref.as_ref().map(|r| &r.name));
+    let found = match named {
+        Some(name) => context.targets.get(&ObjectRef::new(name)),
+        None => context.targets.state().into_iter().find(|t| t.spec.default),
+    };
+    let Some(found) = found else { return ImportRules::default() };
+    let namespace = backup.namespace().unwrap_or_default();
+    ImportRules {
+        any_owner: found.spec.imports.any_owner_namespaces.contains(&namespace),
+        shared_with_clusters: found.spec.shared_with_clusters,
+    }
+}
+
+/// What the removal of this Backup's data rests on; none if none is to be removed, or its worker has not ended yet.
+async fn leaving(
+    backup: &Backup,
+    wish: &Wish,
+    status: &BackupStatus,
+    context: &Context,
+) -> Result<Option<Leaving>, ReconcileError> {
+    let Some(target) = status.target.as_ref().filter(|_| wish.holds && wish.finalizer == Finalizer::Present) else {
         return Ok(None);
+    };
+    if let Some(attempt) = &status.attempt {
+        let number = u32::try_from(attempt.number).unwrap_or(0);
+        let Ok(attempt) = AttemptRef::new(&wish.uid, number) else { return Ok(None) };
+        if context.runner.look(&attempt).await? != Worker::Absent {
+            return Ok(None);
+        }
     }
     Ok(Some(Leaving {
         shaken: shaken(context, wish, target).await?,
-        sharer: sharer(context, wish, &o.status),
+        sharer: sharer(context, wish, status),
         readers: context.readers_of(&wish.namespace, &wish.name),
         admission: admission(context, backup, target),
         removal: context.removals.look(&wish.uid),
@@ -61,11 +108,7 @@ pub async fn leaving(o: &Observed, backup: &Backup, context: &Context) -> Result
 }
 
 /// What is gone or going beneath it: read a moment ago, or now.
-async fn shaken(
-    context: &Context,
-    wish: &Wish,
-    target: &crate::api::common::ChosenTarget,
-) -> Result<Option<String>, ApiError> {
+async fn shaken(context: &Context, wish: &Wish, target: &ChosenTarget) -> Result<Option<String>, ApiError> {
     let key = (wish.namespace.clone(), target.uid.clone());
     let known = context.memory().grounds.get(&key).filter(|(at, _)| at.elapsed() < GROUND_AGE_MAX).cloned();
     if let Some((_, shaken)) = known {
@@ -88,7 +131,7 @@ fn sharer(context: &Context, wish: &Wish, status: &BackupStatus) -> Option<Strin
     };
     let own = record(status)?;
     let backups = context.backups.state();
-    let shares = |b: &&std::sync::Arc<Backup>| {
+    let shares = |b: &&Arc<Backup>| {
         b.uid().as_deref() != Some(&wish.uid)
             && b.metadata.deletion_timestamp.is_none()
             && b.status.as_ref().and_then(record).is_some_and(|theirs| theirs == own)
@@ -101,7 +144,7 @@ fn sharer(context: &Context, wish: &Wish, status: &BackupStatus) -> Option<Strin
 }
 
 /// What the breaker said, or would say by what the cache shows: while it waits, nobody asks the API server.
-fn admission(context: &Context, backup: &Backup, target: &crate::api::common::ChosenTarget) -> Admission {
+fn admission(context: &Context, backup: &Backup, target: &ChosenTarget) -> Admission {
     if context.memory().admitted.contains(&backup.uid().unwrap_or_default()) {
         return Admission::Granted;
     }
@@ -140,7 +183,7 @@ pub async fn ask_to_remove(context: &Context, backup: &Backup, o: &Observed) -> 
 }
 
 /// Orders the removal, if the ground is firm at this very moment.
-pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Result<(), ActError> {
+pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Result<(), ApiError> {
     let (Some(chosen), TargetSeen::Usable(target), Some(store)) = (&o.status.target, &o.target, &o.status.store) else {
         return Ok(());
     };
@@ -150,8 +193,9 @@ pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Re
         return Ok(());
     }
     let Ok(volume) = store.volume.parse() else { return Ok(()) };
-    let imported = o.import.as_ref().and(store.backup.as_ref()).and_then(|name| name.parse().ok());
-    let doom = match (o.import.is_some(), imported) {
+    let is_import = backup.spec.source.existing.is_some();
+    let imported = store.backup.as_ref().and_then(|name| name.parse().ok());
+    let doom = match (is_import, imported) {
         (false, _) => Doom::Own,
         (true, Some(backup)) => {
             Doom::Imported { backup, cluster: context.cluster.clone(), namespace: o.wish.namespace.clone() }
@@ -164,7 +208,7 @@ pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Re
 
 /// Orders the look-up of an import's record.
 pub fn look_up(context: &Context, backup: &Backup, o: &Observed) {
-    let (Some(import), TargetSeen::Usable(target)) = (&o.import, &o.target) else { return };
+    let (Task::Import(import), TargetSeen::Usable(target)) = (&o.task, &o.target) else { return };
     if let Ok(wanted) = &import.wanted {
         lookup::order(context, backup, &o.wish.uid, &target.resolved, wanted.clone());
     }

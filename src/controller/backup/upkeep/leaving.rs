@@ -14,14 +14,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    decide::{Decision, Step, decided},
-    observe::{Finalizer, Observed, TargetSeen, WorkerSeen},
-    standing::{Departing, Note, Severity, Standing},
+    Decision, Observed, Step, decided,
+    standing::{Departing, Standing},
 };
-use crate::controller::target::{
-    breaker::how_to_acknowledge,
-    errands::{Lies, backoff},
-    removal::RemovalEnd,
+use crate::controller::{
+    backup::{
+        observe::TargetSeen,
+        standing::{Note, Severity},
+    },
+    target::{
+        breaker::how_to_acknowledge,
+        errands::{Lies, backoff},
+        removal::RemovalEnd,
+    },
 };
 
 /// What is known for the removal of the data. Gathered only for a Backup that is deleted, wants its data deleted and has
@@ -47,24 +52,7 @@ pub enum Admission {
     Waiting(Timestamp),
 }
 
-pub fn leaving(o: &Observed) -> Decision {
-    match &o.worker {
-        WorkerSeen::Alive { .. } => return departing(Step::StopWorker, Departing::StoppingWorker),
-        WorkerSeen::Ended { .. } => {
-            return decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) });
-        }
-        WorkerSeen::Absent => {}
-    }
-    if o.wish.finalizer == Finalizer::Absent {
-        return decided(Step::Nothing, Standing::Unchanged { again: None });
-    }
-    match &o.leaving {
-        None => decided(Step::RemoveFinalizer, Standing::Unchanged { again: None }),
-        Some(leaving) => data(o, leaving),
-    }
-}
-
-fn data(o: &Observed, leaving: &Leaving) -> Decision {
+pub fn leaving(o: &Observed, leaving: &Leaving) -> Decision {
     match &leaving.removal {
         Lies::Done { outcome: RemovalEnd::Done(what), .. } => {
             return gone(Severity::Normal, "DataRemoved", what.clone());
@@ -146,10 +134,9 @@ mod tests {
         api::{BackupState, Cause},
         controller::{
             backup::{
-                decide::decide,
-                laws::{observed, target},
+                laws::{completed, target, wish},
                 observe::{Life, Refusal, Wish},
-                status::next_status,
+                upkeep::{Task, decide, standing::next_status},
             },
             target::lookup::Problem,
         },
@@ -197,9 +184,15 @@ mod tests {
                                     admission,
                                     removal: removal.clone(),
                                 };
-                                let base = observed();
-                                let wish = Wish { life: Life::Deleting, wants_data_deleted: true, ..base.wish.clone() };
-                                let o = Observed { wish, target, leaving: Some(leaving.clone()), ..base };
+                                let wish = Wish { life: Life::Deleting, holds: true, ..wish() };
+                                let o = Observed {
+                                    deadlines: wish.deadlines,
+                                    wish,
+                                    status: completed(),
+                                    cluster: "c1".into(),
+                                    target,
+                                    task: Task::Leave(leaving.clone()),
+                                };
                                 check(&o, &leaving);
                             }
                         }
@@ -223,10 +216,6 @@ mod tests {
             assert!(is_usable && is_firm && leaving.admission == Admission::Granted, "{o:#?}\n{decision:#?}");
         });
         assert_eq!(removals, 3, "not begun, held and failed long enough ago");
-        let retain = observed();
-        let wish = Wish { life: Life::Deleting, ..retain.wish.clone() };
-        let decision = decide(&Observed { wish, leaving: None, ..retain }, telemetry::now());
-        assert_eq!(decision.step, Step::RemoveFinalizer, "Retain asks nobody");
     }
 
     #[test]
@@ -250,15 +239,13 @@ mod tests {
             if decision.step == Step::RemoveFinalizer {
                 return;
             }
-            assert!(decision.standing.again(now, Duration::from_secs(2)).is_some(), "{o:#?}\n{decision:#?}");
+            assert!(decision.standing.again(now).is_some(), "{o:#?}\n{decision:#?}");
             if let Standing::Deleting(_) = &decision.standing {
                 let next = next_status(o, &decision.standing, now);
                 assert_eq!(next.state, Some(BackupState::Deleting));
                 let expected = ["RemovingData", "WaitingForAcknowledgement", "TargetUnreachable"];
                 assert!(expected.contains(&next.reason.as_deref().unwrap_or("")), "{next:#?}");
                 assert!(!decision.standing.message().is_empty(), "{decision:#?}");
-                let back = Observed { leaving: None, ..o.clone() };
-                assert_eq!(decide(&back, now).step, Step::RemoveFinalizer, "Retain lets it go at any time");
             }
         });
     }
