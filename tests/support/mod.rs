@@ -7,6 +7,7 @@
 //! * `job`            jobs for a worker without an operator
 //! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
+//! * `repository`     volumes with a past, for deletion; listings that lie
 //! * `process`        children that never outlive the test
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
@@ -20,6 +21,7 @@ pub mod image;
 pub mod job;
 pub mod operator;
 pub mod process;
+pub mod repository;
 mod s3_backend;
 pub mod s3_server;
 pub mod wire;
