@@ -289,7 +289,8 @@ impl Clearing {
 
     /// The keys that go, in the order in which they go, batch by batch.
     pub fn batches(&self) -> Vec<Vec<String>> {
-        let of = |what| self.clear.iter().filter(move |c| c.what == what).flat_map(|c| c.keys.iter().cloned()).collect();
+        let of =
+            |what| self.clear.iter().filter(move |c| c.what == what).flat_map(|c| c.keys.iter().cloned()).collect();
         let order = [Remnant::LateRecord, Remnant::Marker, Remnant::Journal, Remnant::Tombstone, Remnant::Lock];
         order.into_iter().map(of).filter(|keys: &Vec<String>| !keys.is_empty()).collect()
     }

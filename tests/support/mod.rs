@@ -8,6 +8,7 @@
 //! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
 //! * `repository`     volumes with a past, for deletion; listings that lie
+//! * `endless`        a store of millions of blocks, computed
 //! * `process`        children that never outlive the test
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
@@ -16,6 +17,7 @@
 
 pub mod control_plane;
 pub mod decorators;
+pub mod endless;
 pub mod faults;
 pub mod image;
 pub mod job;

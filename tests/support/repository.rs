@@ -197,10 +197,7 @@ pub struct Lying {
 }
 
 impl Lying {
-    pub fn new(
-        inner: Arc<dyn Objects>,
-        which: impl Fn(u64, &str) -> Option<Lie> + Send + Sync + 'static,
-    ) -> Arc<Self> {
+    pub fn new(inner: Arc<dyn Objects>, which: impl Fn(u64, &str) -> Option<Lie> + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self { inner, lists: AtomicU64::new(0), which: Box::new(which) })
     }
 
@@ -227,7 +224,12 @@ impl Objects for Lying {
             match lie {
                 None => {}
                 Some(Lie::Fails) => {
-                    return Err(StoreError::new(ErrorKind::Refused(tidemark::model::FailureReason::AccessDenied), "LIST", prefix, "a fault of the test"));
+                    return Err(StoreError::new(
+                        ErrorKind::Refused(tidemark::model::FailureReason::AccessDenied),
+                        "LIST",
+                        prefix,
+                        "a fault of the test",
+                    ));
                 }
                 Some(Lie::Empty) => page = Page::default(),
                 Some(Lie::Half) => page.entries.truncate(half),

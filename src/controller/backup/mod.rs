@@ -46,7 +46,8 @@ use super::{
 };
 use crate::{
     api::{
-        Backup, BackupState, BackupStatus, Cause, ClusterBackupTarget, TargetKind, common::ChosenTarget,
+        Backup, BackupState, BackupStatus, Cause, ClusterBackupTarget, TargetKind,
+        common::ChosenTarget,
         target::{Capabilities, NamespacesFrom},
     },
     metrics::{Kind, StatusWrite},

@@ -95,8 +95,7 @@ fn a_marker_goes_when_every_object_of_its_attempt_is_old_and_nobody_wants_it() {
     assert_eq!(old().cleared(&alive), []);
     assert_eq!(old().with_lock(&attempt(), 19 * MINUTE).cleared(&nobody()), [], "its lock is young");
     assert_eq!(old().with_journal("uid", &attempt(), 60).cleared(&nobody()), [], "a segment is young");
-    let expired =
-        World::new().with_marker("uid", &attempt(), 24 * HOUR).with_journal("uid", &attempt(), 24 * HOUR);
+    let expired = World::new().with_marker("uid", &attempt(), 24 * HOUR).with_journal("uid", &attempt(), 24 * HOUR);
     assert_eq!(expired.cleared(&wanted()), [Marker, Journal], "markerTTL");
     assert_eq!(expired.cleared(&Living { attempts: [attempt()].into(), ..wanted() }), []);
 }

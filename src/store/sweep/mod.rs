@@ -135,11 +135,7 @@ impl Sweep {
     }
 
     /// P5.1 to P5.5, again from the start after something was cleared.
-    async fn rounds(
-        &self,
-        deletion: &Deletion,
-        progress: &watch::Sender<SweepProgress>,
-    ) -> Result<Swept, StoreError> {
+    async fn rounds(&self, deletion: &Deletion, progress: &watch::Sender<SweepProgress>) -> Result<Swept, StoreError> {
         let mut cleared = 0;
         let planner =
             Planner { sweep: self, layout: deletion.layout(), doomed: None, locks: deletion.locks(), progress };
