@@ -20,7 +20,7 @@ use super::{
     retry::{self, Decision, Tried},
     stall::StallClock,
 };
-use crate::model::{FailureReason, Requests, limits, progress::FailedRequests};
+use crate::model::{BlockSize, FailureReason, Requests, limits, progress::FailedRequests};
 
 /// Shared by everything that talks to one store for one attempt.
 #[derive(Clone)]
@@ -152,7 +152,9 @@ impl Client {
     }
 
     pub async fn get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
-        let request = Request { action: "GET", key, len: range.len.unwrap_or(limits::SMALL_OBJECT_BYTES_MAX) };
+        // How long it is nobody knows before it comes: a small object, or at most a block.
+        let unknown = range.bytes_max.clamp(limits::SMALL_OBJECT_BYTES_MAX, 2 * BlockSize::Mi16.bytes());
+        let request = Request { action: "GET", key, len: range.len.unwrap_or(unknown) };
         self.call(request, || self.objects.get(key, range)).await
     }
 
@@ -219,7 +221,7 @@ impl Client {
                     format!("the store acknowledged nothing for {after:?} while this request was outstanding"),
                 )
             }
-            Err(_) => (ErrorKind::Deadline, "the deadline of this backup passed".to_owned()),
+            Err(_) => (ErrorKind::Deadline, "the deadline of this attempt passed".to_owned()),
         };
         Err(StoreError::new(kind, request.action, request.key, seen))
     }
