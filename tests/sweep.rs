@@ -22,7 +22,7 @@ use tidemark::{
         record::VolumeConfig,
         remove::{self, Doomed},
         survey,
-        tombstone::Tombstones,
+        tombstone::{self, Tombstones},
     },
 };
 
@@ -313,6 +313,7 @@ async fn law_8_a_record_that_arrives_after_its_tombstone_is_neither_built_upon_n
     std::fs::write(store.path().join(layout().config()), named.encode()).expect("written");
     let parent = survey::survey(&client, &layout(), &tombstones).await.expect("surveyed").parent;
     assert_eq!(parent.map(|p| p.name.to_string()), Some(past.records[0].clone()), "not built upon");
+    assert!(tombstone::covers(&client, &layout(), &head).await.expect("asked"), "nor restored");
     let again = job::run(job::job(image.path(), "late", 6), objects.clone()).await;
     let failure = again.last.failure.expect("a deleted Backup is not made again");
     assert_eq!(failure.reason, FailureReason::Cancelled, "{failure}");
@@ -371,10 +372,10 @@ async fn a_plan_finds_every_orphan_among_many() {
     assert!(summary.refusals.is_empty(), "{summary:?}");
 }
 
-/// Alone: `cargo test --test sweep -- --ignored --exact law_9_a_plan_of_four_million_blocks_stays_small --nocapture`.
+/// Alone: `cargo test --test sweep -- --ignored --exact soak_a_plan_of_four_million_blocks_stays_small --nocapture`.
 #[tokio::test]
 #[ignore = "minutes; its memory is that of the whole process"]
-async fn law_9_a_plan_of_four_million_blocks_stays_small() {
+async fn soak_a_plan_of_four_million_blocks_stays_small() {
     let began = std::time::Instant::now();
     let summary = plan_endless(5_242_880, 4_194_304, 2).await;
     assert_eq!((summary.blocks_named, summary.blocks_to_delete), (4_194_304, 1_048_576), "{summary:?}");

@@ -13,11 +13,13 @@
 //! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
 //! * `record_reader`  a record to its last byte, as a stream
-//! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
+//! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
+//! * `scratch`   tables too large for memory
 
 pub mod adopt;
 pub mod client;
 pub mod codec;
+pub mod concurrency;
 pub mod credentials;
 pub mod deletion;
 pub mod directory;
@@ -32,6 +34,7 @@ pub mod ledger;
 pub mod listing;
 pub mod lock;
 pub mod objects;
+pub mod pace;
 pub mod probe;
 pub mod record;
 pub mod record_reader;
