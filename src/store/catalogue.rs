@@ -22,6 +22,7 @@ use super::{
     objects::{Entry, Meta},
     record::{RecordHead, RecordId, label},
     survey::read_head,
+    tombstone::Tombstones,
 };
 use crate::model::VolumeName;
 
@@ -106,13 +107,16 @@ pub async fn volumes(client: &Client) -> Result<Vec<VolumeName>, StoreError> {
     Ok(volumes)
 }
 
-/// Every record and marker of a volume with its whole head, oldest first.
+/// Every record and marker of a volume with its whole head, oldest first. What was deleted and arrived late is as good as
+/// gone.
 pub async fn rows(client: &Client, volume: &VolumeName) -> Result<Vec<Row>, StoreError> {
     let layout = VolumeLayout::new(volume);
+    let tombstones = Tombstones::read(client, &layout).await?;
     let entries = records(client, volume).await?;
     let read = stream::iter(entries).map(|(id, entry)| read(client, &layout, id, entry));
     let rows: Vec<Result<Option<Row>, StoreError>> = read.buffered(CONCURRENCY).collect().await;
     let mut rows: Vec<Row> = rows.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    rows.retain(|row| !row.head.as_ref().is_ok_and(|head| tombstones.covers(head)));
     rows.sort_by_key(|row| row.head.as_ref().map(time_of).unwrap_or_default().to_owned());
     Ok(rows)
 }

@@ -93,15 +93,15 @@ impl Deletion {
     /// Deletes under the lease and answers with what stays, key by key.
     pub async fn delete(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
         self.check_lease()?;
-        let retried = self.client().requests().retried;
+        let failed = self.client().requests().failed.delete;
         let was_sure = self.is_sure.swap(false, Ordering::SeqCst);
         let stay = tokio::select! {
             biased;
             lost = self.held.lost() => return Err(lost),
             answer = self.client().delete_each(keys) => answer?,
         };
-        // A request that had to be sent again may have left an earlier copy of itself under way.
-        let is_answered = self.client().requests().retried == retried;
+        // One that failed and was sent again may have left an earlier copy of itself under way.
+        let is_answered = self.client().requests().failed.delete == failed;
         self.is_sure.store(was_sure && is_answered, Ordering::SeqCst);
         Ok(stay)
     }

@@ -81,6 +81,11 @@ pub async fn lock(client: &Client, holder: Holder) -> Result<Locked, StoreError>
     Ok(Locked { holder, held })
 }
 
+/// Takes away what a `lock` that was given up half-way may have left.
+pub async fn abandon(client: &Client, holder: &Holder) {
+    hold::remove(client, &holder.layout.lock(&holder.attempt)).await;
+}
+
 impl Locked {
     /// P1.4: `attempt.json`, then the marker. From here the guard stands.
     pub async fn stand(
@@ -129,6 +134,11 @@ impl Locked {
         self.held.check_lease()
     }
 
+    /// Ends when the lock is lost.
+    pub async fn lost(&self) -> StoreError {
+        self.held.lost().await
+    }
+
     /// Gives the lock back; the marker, if any, stays and protects what the journal names.
     pub async fn release(self) {
         self.held.release().await;
@@ -163,7 +173,7 @@ impl Guard {
 
     /// Ends when the guard is lost.
     pub async fn lost(&self) -> StoreError {
-        self.locked.held.lost().await
+        self.locked.lost().await
     }
 
     /// P2.1: sends a block. The receipt exists only after a 2xx, and only while the lease holds.

