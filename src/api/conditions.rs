@@ -51,6 +51,15 @@ words! {
         DataAcknowledged,
         /// The record was acknowledged, read back and found equal.
         RecordCommitted,
+        // Restore.
+        /// The volume to be filled is there (or none has to be made).
+        VolumeReady,
+        /// Every block of the backup is on the volume, and its checksum held.
+        DataRestored,
+        /// The volume put everything on stable storage.
+        DataFlushed,
+        /// The claim is bound to the filled volume. Only for a claim.
+        VolumeBound,
         // ClusterBackupTarget.
         /// The last probe reached the bucket.
         Reachable,
@@ -69,6 +78,7 @@ words! {
         // Pending.
         WaitingForSource,
         WaitingForTarget,
+        WaitingForBackup,
         QuotaExceeded,
         Queued,
         // Snapshotting.
@@ -79,6 +89,9 @@ words! {
         // InProgress.
         Planning,
         Uploading,
+        Restoring,
+        // Flushing.
+        Flushing,
         // Committing.
         WritingRecord,
         ReadingBack,
@@ -91,6 +104,10 @@ words! {
         NamespaceNotAllowed,
         HostDeviceNotAllowed,
         HostDeviceNotSupported,
+        // Error: a Restore is refused before any worker starts.
+        TargetNotSupported,
+        BackupNotCompleted,
+        BackupDeleted,
         InvalidSpec,
         // Error: what comes next (Reconciling and Stalled).
         WaitingForRetry,
@@ -112,6 +129,11 @@ words! {
         AllBlocksAcknowledged,
         RecordOutstanding,
         RecordReadBack,
+        // DataRestored, DataFlushed.
+        AllBlocksRestored,
+        BlocksLost,
+        FlushOutstanding,
+        Flushed,
         // ClusterBackupTarget.
         Available,
         Probing,
