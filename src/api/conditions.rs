@@ -51,6 +51,15 @@ words! {
         DataAcknowledged,
         /// The record was acknowledged, read back and found equal.
         RecordCommitted,
+        // Restore.
+        /// The volume to be filled is there (or none has to be made).
+        VolumeReady,
+        /// Every block of the backup is on the volume, and its checksum held.
+        DataRestored,
+        /// The volume put everything on stable storage.
+        DataFlushed,
+        /// The claim is bound to the filled volume. Only for a claim.
+        VolumeBound,
         // ClusterBackupTarget.
         /// The last probe reached the bucket.
         Reachable,
@@ -71,6 +80,7 @@ words! {
         // Pending.
         WaitingForSource,
         WaitingForTarget,
+        WaitingForBackup,
         QuotaExceeded,
         Queued,
         // Snapshotting.
@@ -81,6 +91,9 @@ words! {
         // InProgress.
         Planning,
         Uploading,
+        Restoring,
+        // Flushing.
+        Flushing,
         // Committing.
         WritingRecord,
         ReadingBack,
@@ -93,6 +106,10 @@ words! {
         NamespaceNotAllowed,
         HostDeviceNotAllowed,
         HostDeviceNotSupported,
+        // Error: a Restore is refused before any worker starts.
+        TargetNotSupported,
+        BackupNotCompleted,
+        BackupDeleted,
         InvalidSpec,
         ImportNotAllowed,
         // Error: what comes next (Reconciling and Stalled).
@@ -115,6 +132,11 @@ words! {
         AllBlocksAcknowledged,
         RecordOutstanding,
         RecordReadBack,
+        // DataRestored, DataFlushed.
+        AllBlocksRestored,
+        BlocksLost,
+        FlushOutstanding,
+        Flushed,
         // ClusterBackupTarget.
         Available,
         Probing,

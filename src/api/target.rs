@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{backup_status::unobserved, common::DurationText};
+use super::{common::DurationText, course::unobserved};
 
 /// A ClusterBackupTarget is a bucket to which namespaces may back up volumes. Only an administrator makes one.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]

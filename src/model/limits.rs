@@ -93,6 +93,8 @@ pub const SEGMENT_INTERVAL_MIN: Duration = Duration::from_secs(5);
 // --- Reports.
 /// One report line, terminated: fits the kubelet's 4096-byte termination message.
 pub const REPORT_BYTES_MAX: usize = 4000;
+/// Damaged blocks a report and a status name: 10 of about 220 bytes leave room for the rest of the line.
+pub const DAMAGED_LISTED_MAX: usize = 10;
 /// A line on stdout, and at each change of phase.
 pub const REPORT_LOG_INTERVAL: Duration = Duration::from_secs(15);
 /// The last word is rewritten this often.

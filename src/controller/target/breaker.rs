@@ -21,7 +21,7 @@ use crate::{
     api::{ClusterBackupTarget, GROUP, VERSION, target::Deletions},
     controller::{
         FIELD_MANAGER,
-        backup::standing::{Note, Severity},
+        work::standing::{Note, Severity},
         context::{ApiError, Context, bounded},
         time::{later, whole_seconds},
     },

@@ -114,7 +114,7 @@ impl Discovery {
         let uid = target.uid().unwrap_or_default();
         let backups = context.backups.state();
         let record = |b: &std::sync::Arc<Backup>| {
-            let b = context.freshest(b.clone());
+            let b = context.backups.freshest(b.clone());
             let status = b.status.as_ref();
             let is_here = status.and_then(|s| s.target.as_ref()).is_some_and(|t| t.uid == uid);
             let stored = status.and_then(|s| s.store.as_ref()).filter(|_| is_here);

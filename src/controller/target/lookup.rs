@@ -104,7 +104,7 @@ pub fn order(context: &Context, backup: &Backup, uid: &str, target: &Resolved, w
     let errand = LookUp {
         desk: context.lookups.clone(),
         uid: uid.to_owned(),
-        poke: context.poke_backups.clone(),
+        poke: context.backups.waker(),
         backup: ObjectRef::from_obj(backup),
         location: target.location(),
         credentials: CredentialSource::Given(target.credentials.clone()),

@@ -25,7 +25,7 @@ pub const FINALIZER: &str = "tidemark.dev/references";
 pub fn count(target: &ClusterBackupTarget, context: &Context) -> i64 {
     let uid = target.uid().unwrap_or_default();
     let is_ours = |b: &std::sync::Arc<crate::api::Backup>| {
-        let backup = context.freshest(b.clone());
+        let backup = context.backups.freshest(b.clone());
         backup.status.as_ref().and_then(|s| s.target.as_ref()).is_some_and(|t| t.uid == uid)
     };
     i64::try_from(context.backups.state().iter().filter(|b| is_ours(b)).count()).unwrap_or(i64::MAX)

@@ -71,7 +71,7 @@ pub fn order(context: &Context, backup: &Backup, target: &Resolved, removal: Rem
     let exclusive = format!("{location:?} {}", removal.volume);
     let errand = Errand {
         desk: context.removals.clone(),
-        poke: context.poke_backups.clone(),
+        poke: context.backups.waker(),
         backup: ObjectRef::from_obj(backup),
         location,
         credentials: CredentialSource::Given(target.credentials.clone()),
@@ -96,7 +96,7 @@ impl Lives {
     pub fn of(context: &Context, doomed: Option<&str>) -> Self {
         let mut lives = Self::default();
         for backup in context.backups.state() {
-            let backup = context.freshest(backup);
+            let backup = context.backups.freshest(backup);
             let uid = backup.uid().unwrap_or_default();
             let Some(status) = backup.status.as_ref() else { continue };
             if doomed == Some(uid.as_str()) || !may_go_on(status.state, status.next_retry_time.is_some()) {

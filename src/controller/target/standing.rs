@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api::{Cause, Claim, ConditionType, Reason, Truth},
-    controller::backup::standing::{Note, Severity},
+    controller::work::standing::{Note, Severity},
     model::FailureReason,
 };
 
@@ -141,7 +141,7 @@ mod tests {
             credentials: Default::default(),
             compression: Default::default(),
             block_size: Default::default(),
-            limits: crate::controller::backup::queue::TargetLimits { total: 1, per_namespace: 1 },
+            limits: crate::controller::work::queue::TargetLimits { total: 1, per_namespace: 1 },
             bytes_per_second: None,
             notes: vec![],
         };

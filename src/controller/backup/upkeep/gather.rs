@@ -18,11 +18,6 @@ use super::{
 use crate::{
     api::{Backup, BackupState, BackupStatus, Cause, common::ChosenTarget},
     controller::{
-        backup::{
-            ReconcileError,
-            observe::{Finalizer, Life, Refusal, TargetSeen, Wish, wish},
-            target,
-        },
         context::{ApiError, Context, bounded},
         runner::{AttemptRef, Worker},
         target::{
@@ -30,6 +25,11 @@ use crate::{
             ground::{self, Ground},
             lookup::{self, Wanted},
             removal::{self, Doom, Removal},
+        },
+        work::{
+            Kind, ReconcileError,
+            observe::{Finalizer, Life, Refusal, Seen, Wish},
+            target::target,
         },
     },
     telemetry::now,
@@ -40,14 +40,14 @@ const GROUND_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Everything a decision rests on; none if there is nothing to be done without a worker.
 pub async fn observe(backup: &Backup, context: &Context) -> Result<Option<Observed>, ReconcileError> {
-    let (wish, _) = wish(backup);
+    let (wish, _) = backup.wish();
     let status = backup.status.clone().unwrap_or_default();
     let task = match wish.life {
         Life::Deleting => leaving(backup, &wish, &status, context).await?.map(Task::Leave),
         Life::Wanted => import(backup, &wish, &status, context).map(Task::Import),
     };
     let Some(task) = task else { return Ok(None) };
-    let target = target(backup, &status, context).await?;
+    let target = target(backup.wanted_target(context), &wish.namespace, "Backup", context).await?;
     let (deadlines, cluster) = (wish.deadlines, context.cluster.clone());
     Ok(Some(Observed { wish, deadlines, status, cluster, target, task }))
 }
@@ -184,7 +184,7 @@ pub async fn ask_to_remove(context: &Context, backup: &Backup, o: &Observed) -> 
 
 /// Orders the removal, if the ground is firm at this very moment.
 pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Result<(), ApiError> {
-    let (Some(chosen), TargetSeen::Usable(target), Some(store)) = (&o.status.target, &o.target, &o.status.store) else {
+    let (Some(chosen), Seen::Usable(target), Some(store)) = (&o.status.target, &o.target, &o.status.store) else {
         return Ok(());
     };
     if let Ground::Shaken(_) = ground::read(context, &o.wish.namespace, chosen).await? {
@@ -208,7 +208,7 @@ pub async fn remove_data(context: &Context, backup: &Backup, o: &Observed) -> Re
 
 /// Orders the look-up of an import's record.
 pub fn look_up(context: &Context, backup: &Backup, o: &Observed) {
-    let (Task::Import(import), TargetSeen::Usable(target)) = (&o.task, &o.target) else { return };
+    let (Task::Import(import), Seen::Usable(target)) = (&o.task, &o.target) else { return };
     if let Ok(wanted) = &import.wanted {
         lookup::order(context, backup, &o.wish.uid, &target.resolved, wanted.clone());
     }

@@ -15,16 +15,16 @@ use super::{
 use crate::{
     api::{BackupState, Cause, secret::backup_url},
     controller::{
-        backup::{
-            observe::{Refusal, Target, TargetSeen, failure_reason},
-            retry::{self, Past, Progressed},
-            standing::{Failed, WhatNext},
-        },
         target::{
             errands::Lies,
             lookup::{Looked, StoredRecord, Wanted},
         },
         time::{later, until},
+        work::{
+            observe::{Refusal, Seen, Target, failure_reason},
+            retry::{self, Past, Progressed},
+            standing::{Failed, WhatNext},
+        },
     },
     model::Failure,
 };
@@ -69,12 +69,12 @@ pub fn importing(o: &Observed, import: &Import, now: Timestamp) -> Decision {
         Err(refusal) => return refused(o, refusal.clone(), now),
     };
     let target = match &o.target {
-        TargetSeen::Usable(target) => target,
-        TargetSeen::Refused(refusal) => return refused(o, refusal.clone(), now),
-        TargetSeen::Waiting(missing) => {
+        Seen::Usable(target) => target,
+        Seen::Refused(refusal) => return refused(o, refusal.clone(), now),
+        Seen::Waiting(Refusal { message, .. }) => {
             return match is_over(o, now) {
-                true => refused(o, Refusal::new(Cause::WaitingForTarget, waited(o, missing)), now),
-                false => decided(Step::Nothing, Standing::WaitingForTarget { missing: missing.clone() }),
+                true => refused(o, Refusal::new(Cause::WaitingForTarget, waited(o, message)), now),
+                false => decided(Step::Nothing, Standing::WaitingForTarget { missing: message.clone() }),
             };
         }
     };

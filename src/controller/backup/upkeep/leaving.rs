@@ -18,14 +18,14 @@ use super::{
     standing::{Departing, Standing},
 };
 use crate::controller::{
-    backup::{
-        observe::TargetSeen,
-        standing::{Note, Severity},
-    },
     target::{
         breaker::how_to_acknowledge,
         errands::{Lies, backoff},
         removal::RemovalEnd,
+    },
+    work::{
+        observe::Seen,
+        standing::{Note, Severity},
     },
 };
 
@@ -71,11 +71,11 @@ pub fn leaving(o: &Observed, leaving: &Leaving) -> Decision {
         return retained(&format!("{sharer} refers to the same backup in the bucket"));
     }
     match &o.target {
-        TargetSeen::Refused(refusal) => return retained(&refusal.message),
-        TargetSeen::Waiting(missing) => {
-            return departing(Step::Nothing, Departing::TargetUnreachable { why: missing.clone() });
+        Seen::Refused(refusal) => return retained(&refusal.message),
+        Seen::Waiting(missing) => {
+            return departing(Step::Nothing, Departing::TargetUnreachable { why: missing.message.clone() });
         }
-        TargetSeen::Usable(_) => {}
+        Seen::Usable(_) => {}
     }
     if !leaving.readers.is_empty() {
         let why = format!("waiting for {}, which reads from it", leaving.readers.join(", "));
@@ -134,11 +134,15 @@ mod tests {
         api::{BackupState, Cause},
         controller::{
             backup::{
-                laws::{completed, target, wish},
-                observe::{Life, Refusal, Wish},
+                laws::completed,
                 upkeep::{Task, decide, standing::next_status},
             },
             target::lookup::Problem,
+            work::{
+                observe::{Life, Refusal, Wish},
+                queue::Urgency,
+                worlds::{target, wish},
+            },
         },
         model::FailureReason,
         telemetry,
@@ -167,9 +171,9 @@ mod tests {
     fn worlds(mut check: impl FnMut(&Observed, &Leaving)) {
         let since = Timestamp::from_second(1_790_000_000).expect("in range");
         let targets = [
-            target(),
-            TargetSeen::Waiting("no secret".into()),
-            TargetSeen::Refused(Refusal::new(Cause::TargetNotAllowed, "not allowed")),
+            Seen::Usable(Box::new(target())),
+            Seen::Waiting(Refusal::new(Cause::WaitingForTarget, "no secret")),
+            Seen::Refused(Refusal::new(Cause::TargetNotAllowed, "not allowed")),
         ];
         for shaken in all(&[None, Some("namespace shop is being deleted".to_owned())]) {
             for sharer in all(&[None, Some("Backup other".to_owned())]) {
@@ -184,7 +188,7 @@ mod tests {
                                     admission,
                                     removal: removal.clone(),
                                 };
-                                let wish = Wish { life: Life::Deleting, holds: true, ..wish() };
+                                let wish = Wish { life: Life::Deleting, holds: true, ..wish(Urgency::Backup) };
                                 let o = Observed {
                                     deadlines: wish.deadlines,
                                     wish,
@@ -211,7 +215,7 @@ mod tests {
                 return;
             }
             removals += 1;
-            let is_usable = matches!(o.target, TargetSeen::Usable(_));
+            let is_usable = matches!(o.target, Seen::Usable(_));
             let is_firm = leaving.shaken.is_none() && leaving.sharer.is_none() && leaving.readers.is_empty();
             assert!(is_usable && is_firm && leaving.admission == Admission::Granted, "{o:#?}\n{decision:#?}");
         });

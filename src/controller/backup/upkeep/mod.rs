@@ -24,15 +24,17 @@ use self::{
     leaving::{Admission, Leaving, leaving},
     standing::{Standing, next_status},
 };
-use super::{
-    CONFLICT_PAUSE, ReconcileError,
-    act::{Wanted, set_finalizer},
-    observe::{Deadlines, TargetSeen, Wish, wish},
-    status::{Worth, Written, worth, write},
-};
 use crate::{
     api::{Backup, BackupState, BackupStatus},
-    controller::context::{Context, bounded},
+    controller::{
+        context::{Context, bounded},
+        work::{
+            CONFLICT_PAUSE, Kind, ReconcileError,
+            act::{Wanted, set_finalizer},
+            observe::{Deadlines, Finalizer, TargetSeen, Wish},
+            status::{Worth, Written, worth, write},
+        },
+    },
     metrics::StatusWrite,
     telemetry::now,
 };
@@ -105,9 +107,9 @@ pub fn expiry(backup: &Backup) -> Option<Timestamp> {
 /// Does what needs no worker. `None`: there is nothing of that kind, the attempts go on.
 pub async fn pass(backup: &Arc<Backup>, context: &Context) -> Result<Option<Action>, ReconcileError> {
     if expiry(backup).is_some_and(|at| now() >= at) && backup.metadata.deletion_timestamp.is_none() {
-        let (wish, _) = wish(backup);
+        let (wish, _) = backup.wish();
         // The finalizer first: without it the object would go and the data stay.
-        if !wish.holds || wish.finalizer == super::observe::Finalizer::Present {
+        if !wish.holds || wish.finalizer == Finalizer::Present {
             gather::expire(context, backup).await?;
         }
         return Ok(None);
@@ -167,10 +169,10 @@ async fn save(
         return Ok(Saved::Now(backup.clone()));
     }
     let api: Api<Backup> = Api::namespaced(context.client.clone(), &o.wish.namespace);
-    match bounded(write(&api, backup, &next)).await {
+    match bounded(write(&api, backup.as_ref(), &next)).await {
         Ok(Written::Done(object)) => {
             written(StatusWrite::Written);
-            let now = context.wrote(backup, *object);
+            let now = context.backups.wrote(backup, *object);
             tell(&now);
             Ok(Saved::Now(now))
         }

@@ -15,9 +15,9 @@ use crate::{
         conditions::{conditions, find},
     },
     controller::{
-        backup::standing::{Failed, Note, Severity, WhatNext},
         target::lookup::StoredRecord,
         time::{until, whole_seconds},
+        work::standing::{Failed, Note, Severity, WhatNext},
     },
 };
 
