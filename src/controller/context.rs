@@ -20,6 +20,7 @@ use kube::{
 use super::{
     error_chain,
     objects::Objects,
+    restore::live_restores,
     runner::{AttemptRef, Runner},
     target::probe::Prober,
     work::{
@@ -113,6 +114,12 @@ impl Context {
         // A tenth of grace: the look that was planned for the interval's end must not come a moment too early.
         let interval = self.poll_interval() * 9 / 10;
         since_write.is_none_or(|since| since >= interval)
+    }
+
+    /// What reads a Backup's data now, by name: it is not removed before they have ended.
+    pub fn readers_of(&self, backup: &Backup) -> Vec<String> {
+        let restores: Vec<_> = self.restores.state().into_iter().map(|r| self.restores.freshest(r)).collect();
+        live_restores(backup, &restores)
     }
 
     /// Looks at these objects soon, whatever their kind.
