@@ -159,7 +159,8 @@ pub struct HostDeviceToFill {
     /// The node that has it.
     #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
-    /// Refuse: the path must not exist; a new sparse file appears there when it is whole, or never. Replace: the path
+    /// Refuse: the path must not exist; a new sparse file appears there when it is whole, or never (with onDamage: Continue,
+    /// when all that can be restored is there). Replace: the path
     /// must exist and is written in place: a block device at least as large as the volume, or a file, which gets the
     /// volume's size. What it holds is kept where its checksums are the backup's, and lost elsewhere.
     #[serde(default)]

@@ -6,8 +6,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    CliError,
-    say,
+    CliError, say,
     show::ShowOptions,
     sweeping::{check_all_deleted, connect, print_plan, sentence, sweep_of, watch_sweep},
     target::{Reach, StoreOptions, TargetUrl},

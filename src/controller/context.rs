@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Client, Resource, ResourceExt,
+    Client, Resource,
     runtime::{
         events::{Event, EventType, Recorder},
         reflector::{ObjectRef, Store},
@@ -21,6 +21,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     error_chain,
     objects::Objects,
+    restore::live_restores,
     runner::{AttemptRef, Runner},
     target::{
         errands::{Desk, Errands},
@@ -35,7 +36,7 @@ use super::{
     },
 };
 use crate::{
-    api::{Backup, ClusterBackupTarget, Restore, RestoreState, target::Capabilities},
+    api::{Backup, ClusterBackupTarget, Restore, target::Capabilities},
     metrics::Metrics,
     model::Credentials,
 };
@@ -135,18 +136,10 @@ impl Context {
         since_write.is_none_or(|since| since >= interval)
     }
 
-    /// Restores that read a Backup's data now, by name: it is not removed before they have ended.
-    pub fn readers_of(&self, namespace: &str, backup: &str) -> Vec<String> {
-        let restores = self.restores.state();
-        let reads = restores.iter().map(|r| self.restores.freshest(r.clone())).filter(|restore| {
-            let is_over = restore.status.as_ref().is_some_and(|s| match s.state {
-                Some(RestoreState::Completed | RestoreState::Cancelled) => true,
-                Some(RestoreState::Error) => s.next_retry_time.is_none(),
-                _ => false,
-            });
-            restore.namespace().as_deref() == Some(namespace) && restore.spec.backup_ref.name == backup && !is_over
-        });
-        reads.map(|restore| format!("Restore {}", restore.name_any())).collect()
+    /// What reads a Backup's data now, by name: it is not removed before they have ended.
+    pub fn readers_of(&self, backup: &Backup) -> Vec<String> {
+        let restores: Vec<_> = self.restores.state().into_iter().map(|r| self.restores.freshest(r)).collect();
+        live_restores(backup, &restores)
     }
 
     /// Looks at these objects soon, whatever their kind.

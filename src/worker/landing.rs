@@ -1,7 +1,7 @@
 //! Where a restore lands: a device or file that is written in place, or a new file that gets its name when it is whole.
 //!
 //! A new file is made beside its place as `.tidemark-<uid>.part` and renamed at the end, never over anything. So what
-//! bears the name is a whole volume, and the next attempt finds what this one left. An attempt killed between the rename
+//! bears the name is all that was asked for, and the next attempt finds what this one left. An attempt killed between the rename
 //! and its last word is recognised by the file's extended attribute, where the file system has such; elsewhere the next
 //! attempt refuses the file, and a person looks.
 //!

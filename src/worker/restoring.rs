@@ -60,12 +60,19 @@ impl Restoring<'_> {
         let (progress, counted) = watch::channel(RestoreProgress::default());
         let restoring = restore::run(self.job(landing.target()), progress, self.attempt.cancel.clone());
         let ended = self.watch(restoring, counted).await;
-        if let Err(error) = &ended {
-            self.list(error);
+        match ended {
+            Ok(_) => landing.finish().map_err(refused).map(|()| Outcome::Restored),
+            Err(error) => {
+                self.list(&error);
+                // Who asked to go on asked for what is left: it gets its name, and the restore ends in an error all the same.
+                if let RestoreError::Holes { .. } = &error
+                    && let Err(seen) = landing.finish()
+                {
+                    tracing::warn!(%seen, "What could be restored did not get its name");
+                }
+                Err(Ended::of(error.reason(), &error, error.object()))
+            }
         }
-        ended.map_err(|error| Ended::of(error.reason(), &error, error.object()))?;
-        landing.finish().map_err(refused)?;
-        Ok(Outcome::Restored)
     }
 
     fn job(&self, target: PathBuf) -> RestoreJob {

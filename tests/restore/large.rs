@@ -113,8 +113,8 @@ impl Objects for MadeUp {
     fn list<'a>(&'a self, _: &'a str, _: Option<String>) -> Answer<'a, Page> {
         Box::pin(std::future::ready(Ok(Page::default())))
     }
-    fn delete<'a>(&'a self, _: &'a [String]) -> Answer<'a, ()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn delete<'a>(&'a self, _: &'a [String]) -> Answer<'a, Vec<StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 }
 

@@ -8,14 +8,17 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tidemark::{
     api::{Backup, BackupStatus, ClusterBackupTarget, ClusterBackupTargetStatus},
-    model::{Failure, VolumeName, job::S3Location},
+    model::{
+        Failure, VolumeName,
+        job::{BackupTask, S3Location},
+    },
     store::{layout::VolumeLayout, objects::Objects, s3::S3},
 };
 
 use super::{
     super::support::{
         Image, eventually,
-        job::{credentials, job, location, run},
+        job::{credentials, job, location, run, with_task},
         operator::Operator,
     },
     BUCKET, PATIENCE, World, merge,
@@ -39,9 +42,11 @@ pub async fn record(world: &World, uid: &str, cluster: &str, namespace: &str) ->
     Image::random(&path, 2, seed);
     let mut job = job(&path, uid, 1);
     job.volume = format!("pvc-{uid}").parse().expect("a volume name");
-    (job.owner.cluster, job.owner.namespace) = (cluster.to_owned(), namespace.to_owned());
-    // What a user writes on its Backup cannot say whose it is.
-    job.labels = [("tidemark.dev/namespace".to_owned(), "erp".to_owned())].into();
+    let job = with_task(job, |task| {
+        (task.owner.cluster, task.owner.namespace) = (cluster.to_owned(), namespace.to_owned());
+        // What a user writes on its Backup cannot say whose it is.
+        task.labels = [("tidemark.dev/namespace".to_owned(), "erp".to_owned())].into();
+    });
     let ran = run(job, objects(world)).await;
     (format!("pvc-{uid}"), ran.record())
 }
@@ -52,8 +57,10 @@ pub async fn overwrite(world: &World, uid: &str, cluster: &str, namespace: &str)
     Image::random(&path, 2, 99);
     let mut job = job(&path, "intruder", 2);
     job.volume = format!("pvc-{uid}").parse().expect("a volume name");
-    (job.owner.cluster, job.owner.namespace) = (cluster.to_owned(), namespace.to_owned());
-    run(job, objects(world)).await.last.failure
+    let owner = |task: &mut BackupTask| {
+        (task.owner.cluster, task.owner.namespace) = (cluster.to_owned(), namespace.to_owned());
+    };
+    run(with_task(job, owner), objects(world)).await.last.failure
 }
 
 /// A record as Longhorn writes it: nobody's.

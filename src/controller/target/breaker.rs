@@ -21,9 +21,9 @@ use crate::{
     api::{ClusterBackupTarget, GROUP, VERSION, target::Deletions},
     controller::{
         FIELD_MANAGER,
-        work::standing::{Note, Severity},
         context::{ApiError, Context, bounded},
         time::{later, whole_seconds},
+        work::standing::{Note, Severity},
     },
     metrics::StatusWrite,
     model::limits,

@@ -101,7 +101,7 @@ async fn leaving(
     Ok(Some(Leaving {
         shaken: shaken(context, wish, target).await?,
         sharer: sharer(context, wish, status),
-        readers: context.readers_of(&wish.namespace, &wish.name),
+        readers: context.readers_of(backup),
         admission: admission(context, backup, target),
         removal: context.removals.look(&wish.uid),
     }))

@@ -37,7 +37,7 @@ pub struct Leaving {
     pub shaken: Option<String>,
     /// Another Backup, by its name, that refers to the same record and is not being deleted.
     pub sharer: Option<String>,
-    /// Restores that read from it.
+    /// Names of Restores that read from it.
     pub readers: Vec<String>,
     pub admission: Admission,
     pub removal: Lies<RemovalEnd>,
@@ -78,7 +78,7 @@ pub fn leaving(o: &Observed, leaving: &Leaving) -> Decision {
         Seen::Usable(_) => {}
     }
     if !leaving.readers.is_empty() {
-        let why = format!("waiting for {}, which reads from it", leaving.readers.join(", "));
+        let why = format!("waiting for Restore {}, which reads from it", leaving.readers.join(", "));
         return departing(Step::Nothing, Departing::RemovingData { why });
     }
     match leaving.admission {
@@ -177,7 +177,7 @@ mod tests {
         ];
         for shaken in all(&[None, Some("namespace shop is being deleted".to_owned())]) {
             for sharer in all(&[None, Some("Backup other".to_owned())]) {
-                for readers in all(&[vec![], vec!["Restore r".to_owned()]]) {
+                for readers in all(&[vec![], vec!["r".to_owned()]]) {
                     for admission in [Admission::Unasked, Admission::Granted, Admission::Waiting(since)] {
                         for removal in ends() {
                             for target in all(&targets) {
