@@ -220,7 +220,10 @@ impl Restore {
         let p = *self.progress.borrow();
         let counted = p.restored_blocks() + p.failed_blocks;
         match counted == ordered {
-            true => Ok(self.progress.send_modify(|p| p.total_blocks = ordered)),
+            true => {
+                self.progress.send_modify(|p| p.total_blocks = ordered);
+                Ok(())
+            }
             false => Err(shared.explain(Failed::Bug(format!("{ordered} blocks were ordered, {counted} were counted")))),
         }
     }
