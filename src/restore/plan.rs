@@ -2,8 +2,8 @@
 
 use super::{Left, RestoreError, RestoreJob};
 use crate::{
-    model::{BlockName, BlockSize, Compression, limits},
-    store::{layout::VolumeLayout, record::RecordHead, survey},
+    model::{BlockName, BlockSize, Compression, limits, report},
+    store::{layout::VolumeLayout, record::RecordHead, survey, tombstone},
 };
 
 pub(super) struct Plan {
@@ -30,6 +30,9 @@ impl Plan {
         if head.is_in_progress() {
             return Err(refuse("it marks a backup in progress or one that never ended, and cannot be restored".into()));
         }
+        if tombstone::covers(&job.client, &layout, &head).await.map_err(store)? {
+            return Err(refuse("its Backup was deleted and this record arrived late: its blocks may be gone".into()));
+        }
         let block_size = head.block_size().map_err(refuse)?;
         let compression = head.compression().map_err(refuse)?;
         let volume_bytes = match head.volume_bytes() {
@@ -42,6 +45,12 @@ impl Plan {
         let total_blocks = u64::try_from(head.size).unwrap_or(0) / block_size.bytes();
         let zeros = BlockName::of(&vec![0; block_size.len()]);
         Ok(Self { record_key: key, layout, head, block_size, compression, volume_bytes, total_blocks, zeros })
+    }
+
+    /// What is told of it.
+    pub(super) fn facts(&self) -> report::Plan {
+        let Self { volume_bytes, block_size, compression, .. } = *self;
+        report::Plan { volume_bytes, block_size, compression, parent: None }
     }
 }
 

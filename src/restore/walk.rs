@@ -10,7 +10,10 @@ use super::{
     shared::{Failed, Gap, Order, Shared},
     target::DataCursor,
 };
-use crate::{model::limits, store::record::BlockEntry};
+use crate::{
+    model::{DamageReason, limits},
+    store::record::BlockEntry,
+};
 
 pub(super) struct Walker {
     shared: Arc<Shared>,
@@ -45,7 +48,8 @@ impl Walker {
             if entry.offset >= volume_bytes {
                 let seen = format!("it lies outside the volume of {volume_bytes} bytes");
                 let key = self.shared.plan.record_key.clone();
-                return Err(Failed::Block(Hole { offset: entry.offset, key, seen }));
+                let reason = DamageReason::Unreadable;
+                return Err(Failed::Block(Hole { offset: entry.offset, key, reason, seen }));
             }
             self.gap(entry.offset).await;
             self.order(entry).await;

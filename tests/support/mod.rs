@@ -7,6 +7,8 @@
 //! * `job`            jobs for a worker without an operator
 //! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
+//! * `repository`     volumes with a past, for deletion; listings that lie
+//! * `endless`        a store of millions of blocks, computed
 //! * `process`        children that never outlive the test
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
@@ -15,11 +17,13 @@
 
 pub mod control_plane;
 pub mod decorators;
+pub mod endless;
 pub mod faults;
 pub mod image;
 pub mod job;
 pub mod operator;
 pub mod process;
+pub mod repository;
 mod s3_backend;
 pub mod s3_server;
 pub mod wire;
