@@ -1,7 +1,7 @@
 # What a person does with this checkout. `make` alone explains.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fmt lint generate audit clean-parts
+.PHONY: help demo test soak bench fmt lint generate audit clean-parts
 
 help: ## This text
 	@echo "Tidemark backs up Kubernetes volumes block by block to S3, with a progress that cannot lie."
@@ -17,6 +17,9 @@ demo: ## The whole story on this machine: backup, cut wire, healing, restore. AR
 
 test: ## Formatting, lints and all tests, against a real API server and a real S3 server
 	@tools/test.sh $(ARGS)
+
+soak: ## What takes long, by hand, as root: every late delivery, 500 seeds, slow sources, ten minutes of zeros
+	@tools/soak.sh $(ARGS)
 
 fmt: ## Formats the code
 	cargo fmt

@@ -3,7 +3,6 @@
 //!
 //! Counters of blocks, bytes and requests grow by what an accepted report says more than the last accepted one of the
 //! same attempt. They begin at zero with each operator, so they are rates, not an account: the account is in status.
-//! A worker reports its requests by kind and how many of them were retries or throttled, not each kind's outcome.
 
 use std::{
     sync::{
@@ -26,13 +25,19 @@ use prometheus_client::{
 
 use crate::model::{FailureReason, Progress, Requests};
 
-macro_rules! label {
-    ($set:ident { $field:ident: $value:ident { $($word:ident),* $(,)? } }) => {
+macro_rules! words {
+    ($value:ident { $($word:ident),* $(,)? }) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
         pub enum $value { $($word),* }
         impl $value {
             pub const ALL: &[$value] = &[$($value::$word),*];
         }
+    };
+}
+
+macro_rules! label {
+    ($set:ident { $field:ident: $value:ident $words:tt }) => {
+        words!($value $words);
         #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
         struct $set { $field: $value }
     };
@@ -40,11 +45,18 @@ macro_rules! label {
 
 label!(BlockLabels { outcome: BlockOutcome { Uploaded, Reused, Resumed, Failed, Zero } });
 label!(ByteLabels { kind: Bytes { Acknowledged, Stored, Read } });
-label!(RequestLabels { kind: RequestKind { Put, Head, Get, List, Delete } });
+words!(RequestKind { Put, Head, Get, List, Delete });
+words!(RequestOutcome { Answered, Failed });
 label!(WriteLabels { outcome: StatusWrite { Written, Identical, Conflict, Refused, Failed } });
 label!(DropLabels { cause: ReportDropped { WrongKey, Malformed, OtherAttempt, OtherPod, Repeated, Lower } });
 label!(CarrierLabels { carrier: Carrier { Http, Log, LastWord } });
 label!(KindLabels { kind: Kind { Backup, ClusterBackupTarget } });
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    kind: RequestKind,
+    outcome: RequestOutcome,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
@@ -122,7 +134,7 @@ impl Metrics {
         registry.register("backups", "Backup objects by state", self.backups.clone());
         registry.register("blocks", "Blocks by what became of them", self.blocks.clone());
         registry.register("volume_bytes", "Bytes acknowledged, stored and read", self.bytes.clone());
-        registry.register("store_requests", "Requests to the object store by kind", self.requests.clone());
+        registry.register("store_requests", "Requests to the object store by kind and outcome", self.requests.clone());
         registry.register("store_retries", "Requests that were repeated", self.retries.clone());
         registry.register("store_throttles", "Requests the store asked to slow down", self.throttles.clone());
         registry.register_with_unit(
@@ -158,7 +170,9 @@ impl Metrics {
     fn begin_at_zero(&self) {
         BlockOutcome::ALL.iter().for_each(|&outcome| drop(self.blocks.get_or_create(&BlockLabels { outcome })));
         Bytes::ALL.iter().for_each(|&kind| drop(self.bytes.get_or_create(&ByteLabels { kind })));
-        RequestKind::ALL.iter().for_each(|&kind| drop(self.requests.get_or_create(&RequestLabels { kind })));
+        for (&kind, &outcome) in RequestKind::ALL.iter().flat_map(|k| RequestOutcome::ALL.iter().map(move |o| (k, o))) {
+            drop(self.requests.get_or_create(&RequestLabels { kind, outcome }));
+        }
         StatusWrite::ALL.iter().for_each(|&outcome| drop(self.status_writes.get_or_create(&WriteLabels { outcome })));
         ReportDropped::ALL.iter().for_each(|&cause| drop(self.reports_dropped.get_or_create(&DropLabels { cause })));
         Carrier::ALL.iter().for_each(|&carrier| drop(self.reports.get_or_create(&CarrierLabels { carrier })));
@@ -242,36 +256,54 @@ impl Metrics {
         bytes(Bytes::Acknowledged, p.acknowledged_bytes, q.acknowledged_bytes);
         bytes(Bytes::Stored, p.stored_bytes, q.stored_bytes);
         bytes(Bytes::Read, p.read_bytes, q.read_bytes);
-        let requests = |kind, from: u64, to: u64| {
-            self.requests.get_or_create(&RequestLabels { kind }).inc_by(to.saturating_sub(from));
-        };
-        requests(RequestKind::Put, r.put, s.put);
-        requests(RequestKind::Head, r.head, s.head);
-        requests(RequestKind::Get, r.get, s.get);
-        requests(RequestKind::List, r.list, s.list);
-        requests(RequestKind::Delete, r.delete, s.delete);
+        self.requests_ended(r, s);
         self.retries.inc_by(s.retried.saturating_sub(r.retried));
         self.throttles.inc_by(s.throttled.saturating_sub(r.throttled));
+    }
+
+    fn requests_ended(&self, before: Requests, after: Requests) {
+        let by_kind = |r: Requests| {
+            let f = r.failed;
+            [
+                (RequestKind::Put, r.put, f.put),
+                (RequestKind::Head, r.head, f.head),
+                (RequestKind::Get, r.get, f.get),
+                (RequestKind::List, r.list, f.list),
+                (RequestKind::Delete, r.delete, f.delete),
+            ]
+        };
+        for ((kind, ended, failed), (_, ended_now, failed_now)) in by_kind(before).into_iter().zip(by_kind(after)) {
+            let failed = failed_now.saturating_sub(failed);
+            let answered = ended_now.saturating_sub(ended).saturating_sub(failed);
+            for (outcome, count) in [(RequestOutcome::Answered, answered), (RequestOutcome::Failed, failed)] {
+                self.requests.get_or_create(&RequestLabels { kind, outcome }).inc_by(count);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::progress::FailedRequests;
 
     #[test]
     fn counters_grow_by_what_a_report_says_more() {
         let metrics = Metrics::new();
         let first =
             (Progress { uploaded_blocks: 3, ..Progress::default() }, Requests { put: 3, ..Requests::default() });
-        let second =
-            (Progress { uploaded_blocks: 5, ..Progress::default() }, Requests { put: 6, retried: 1, ..first.1 });
+        let failed = FailedRequests { put: 1, ..FailedRequests::default() };
+        let second = (
+            Progress { uploaded_blocks: 5, ..Progress::default() },
+            Requests { put: 6, retried: 1, failed, ..first.1 },
+        );
         metrics.report_accepted(Carrier::Http, Default::default(), first);
         metrics.report_accepted(Carrier::Log, first, second);
         let text = metrics.encode();
         for line in [
             "tidemark_blocks_total{outcome=\"Uploaded\"} 5",
-            "tidemark_store_requests_total{kind=\"Put\"} 6",
+            "tidemark_store_requests_total{kind=\"Put\",outcome=\"Answered\"} 5",
+            "tidemark_store_requests_total{kind=\"Put\",outcome=\"Failed\"} 1",
             "tidemark_store_retries_total 1",
             "tidemark_reports_total{carrier=\"Log\"} 1",
             "tidemark_status_writes_refused_total 0",

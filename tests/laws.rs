@@ -194,12 +194,14 @@ async fn law_1_a_refused_put_is_never_counted_and_ends_in_error_with_the_right_c
                 });
                 if refused == Some(nth as u64) { Fate::Fail(REFUSED) } else { Fate::Perform }
             });
-            let ran = run_checked(job::job(&path, "uid", 1), objects, store.path()).await;
+            let ran = run_checked(job::job(&path, "uid", 1), objects.clone(), store.path()).await;
             let world = format!("{blocks} blocks, refused: {refused:?}, {:?}", ran.last);
+            // Not those that are there: one that was under way when the attempt ended may arrive without an answer.
+            let answered = objects.answered().iter().filter(|call| call.is_block_put()).count() as u64;
             assert_eq!(ran.last.outcome, Some(Outcome::Failed), "{world}");
             let failure = ran.last.failure.clone().expect("an error says why");
             assert_eq!(failure.reason, FailureReason::AccessDenied, "{world}");
-            assert_eq!(ran.last.progress.acknowledged_blocks, blocks_in(store.path()), "{world}");
+            assert_eq!(ran.last.progress.acknowledged_blocks, answered, "{world}");
             assert_eq!(ran.last.progress.failed_blocks, u64::from(refused.is_some()), "{world}");
             assert!(failure.object.is_some_and(|o| o.contains("pvc-test")), "{world}");
             if refused.is_none() {

@@ -106,7 +106,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn parse_rate(text: &str) -> Result<u64, String> {
+pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
     let quantity = k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
     parse_bytes_per_second(&quantity, "--max-bytes-per-second").map_err(|error| error.message)
 }
@@ -202,7 +202,7 @@ fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<JobSpec,
     })
 }
 
-fn random() -> Result<[u8; 58], CliError> {
+pub(super) fn random() -> Result<[u8; 58], CliError> {
     let mut random = [0; 58];
     getrandom::fill(&mut random).map_err(|error| {
         CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))

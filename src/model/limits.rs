@@ -87,3 +87,17 @@ pub const SMALL_OBJECT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const RECORD_BYTES_MAX: u64 = VOLUME_BLOCKS_MAX * 115;
 /// Uploads of a record above this many bytes stream from scratch instead of memory.
 pub const BODY_IN_MEMORY_MAX: u64 = 8 * 1024 * 1024;
+
+// --- Restores: objects and decoded blocks each have `BUFFER_BYTES`.
+/// Threads that decode, hash and write: beyond this memory, not cores, is the limit.
+pub const RESTORE_THREADS_MAX: usize = 10;
+/// Blocks between the record and the target at once, most of them only as entries: 256 × 200 B = 50 KiB.
+pub const RESTORE_ORDERS_MAX: usize = 256;
+/// Dirty bytes after which a restore flushes, so that neither the page cache nor the last flush grows with the volume.
+pub const RESTORE_FLUSH_BYTES: u64 = 256 * 1024 * 1024;
+/// The most of a gap that is made zero by one job: at 1 MiB/s within a quarter of `TARGET_DEADLINE`.
+pub const RESTORE_ZERO_BYTES: u64 = 64 * 1024 * 1024;
+/// One read, write or flush of a restore's target.
+pub const TARGET_DEADLINE: Duration = Duration::from_secs(300);
+/// Blocks read back after the flush. A target that keeps each block wrongly with a chance of 5 % is caught with 96 %.
+pub const READ_BACK_BLOCKS: usize = 64;

@@ -45,7 +45,7 @@ pub struct Progress {
     pub last_acknowledged_time: Option<Timestamp>,
 }
 
-/// Requests this attempt made, by kind; a retry counts in its kind and in `retried`.
+/// Requests this attempt made, by kind, each counted when it ended; a retry counts in its kind and in `retried`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Requests {
@@ -56,10 +56,30 @@ pub struct Requests {
     pub delete: u64,
     pub retried: u64,
     pub throttled: u64,
+    /// Those of them that got no answer, an error, or were given up.
+    #[serde(skip_serializing_if = "FailedRequests::is_none")]
+    pub failed: FailedRequests,
+}
+
+/// Requests without the answer they asked for, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailedRequests {
+    pub put: u64,
+    pub head: u64,
+    pub get: u64,
+    pub list: u64,
+    pub delete: u64,
+}
+
+impl FailedRequests {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Requests {
-    /// All requests sent, retries included.
+    /// All requests that ended, retries included.
     pub fn sum(&self) -> u64 {
         self.put + self.head + self.get + self.list + self.delete
     }

@@ -20,7 +20,7 @@ use super::{
     retry::{self, Decision, Tried},
     stall::StallClock,
 };
-use crate::model::{FailureReason, Requests, limits};
+use crate::model::{BlockSize, FailureReason, Requests, limits, progress::FailedRequests};
 
 /// Shared by everything that talks to one store for one attempt.
 #[derive(Clone)]
@@ -38,13 +38,55 @@ struct Shared {
 
 #[derive(Default)]
 struct Counts {
+    ended: ByKind,
+    failed: ByKind,
+    retried: AtomicU64,
+    throttled: AtomicU64,
+}
+
+#[derive(Default)]
+struct ByKind {
     put: AtomicU64,
     head: AtomicU64,
     get: AtomicU64,
     list: AtomicU64,
     delete: AtomicU64,
-    retried: AtomicU64,
-    throttled: AtomicU64,
+}
+
+impl ByKind {
+    fn add(&self, action: &str) {
+        let counter = match action {
+            "PUT" => &self.put,
+            "HEAD" => &self.head,
+            "GET" => &self.get,
+            "LIST" => &self.list,
+            _ => &self.delete,
+        };
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A request under way. It is counted when it ends, as failed unless it was answered: one that is given up is dropped.
+struct Sent<'a> {
+    counts: &'a Counts,
+    action: &'static str,
+    is_answered: bool,
+}
+
+impl Sent<'_> {
+    fn ended<T>(mut self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.is_answered = answer.is_ok();
+        answer
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        self.counts.ended.add(self.action);
+        if !self.is_answered {
+            self.counts.failed.add(self.action);
+        }
+    }
 }
 
 /// A request that can be sent again.
@@ -68,18 +110,26 @@ impl Client {
         Self { objects, shared: Arc::new(shared) }
     }
 
-    /// Requests sent so far.
+    /// Requests that ended so far. Failures are read first: there are never more of them than requests.
     pub fn requests(&self) -> Requests {
-        let counts = &self.shared.counts;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counts { ended, failed, retried, throttled } = &self.shared.counts;
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        let failed = FailedRequests {
+            put: read(&failed.put),
+            head: read(&failed.head),
+            get: read(&failed.get),
+            list: read(&failed.list),
+            delete: read(&failed.delete),
+        };
         Requests {
-            put: read(&counts.put),
-            head: read(&counts.head),
-            get: read(&counts.get),
-            list: read(&counts.list),
-            delete: read(&counts.delete),
-            retried: read(&counts.retried),
-            throttled: read(&counts.throttled),
+            put: read(&ended.put),
+            head: read(&ended.head),
+            get: read(&ended.get),
+            list: read(&ended.list),
+            delete: read(&ended.delete),
+            retried: read(retried),
+            throttled: read(throttled),
+            failed,
         }
     }
 
@@ -102,7 +152,9 @@ impl Client {
     }
 
     pub async fn get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
-        let request = Request { action: "GET", key, len: range.len.unwrap_or(limits::SMALL_OBJECT_BYTES_MAX) };
+        // How long it is nobody knows before it comes: a small object, or at most a block.
+        let unknown = range.bytes_max.clamp(limits::SMALL_OBJECT_BYTES_MAX, 2 * BlockSize::Mi16.bytes());
+        let request = Request { action: "GET", key, len: range.len.unwrap_or(unknown) };
         self.call(request, || self.objects.get(key, range)).await
     }
 
@@ -148,13 +200,9 @@ impl Client {
 
     /// One PUT without retries and without touching the stall clock: the lock's refresher has a clock of its own.
     pub async fn put_within(&self, key: &str, body: Body, deadline: Duration) -> Result<Stored, StoreError> {
-        self.count("PUT");
-        match timeout(deadline, self.objects.put(key, body, PutCondition::Always)).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                Err(StoreError::new(ErrorKind::Unavailable, "PUT", key, format!("no answer within {deadline:?}")))
-            }
-        }
+        let sent = self.begin("PUT");
+        let answer = timeout(deadline, self.objects.put(key, body, PutCondition::Always)).await;
+        sent.ended(answer.unwrap_or_else(|_| Err(no_answer("PUT", key, deadline))))
     }
 
     async fn call<'a, T>(&'a self, request: Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
@@ -173,7 +221,7 @@ impl Client {
                     format!("the store acknowledged nothing for {after:?} while this request was outstanding"),
                 )
             }
-            Err(_) => (ErrorKind::Deadline, "the deadline of this backup passed".to_owned()),
+            Err(_) => (ErrorKind::Deadline, "the deadline of this attempt passed".to_owned()),
         };
         Err(StoreError::new(kind, request.action, request.key, seen))
     }
@@ -226,29 +274,20 @@ impl Client {
         request: &Request<'a>,
         send: impl Fn() -> Answer<'a, T>,
     ) -> Result<T, StoreError> {
-        self.count(request.action);
+        let sent = self.begin(request.action);
         let for_bytes = Duration::from_secs(request.len / limits::WIRE_BYTES_PER_SECOND_MIN);
         let deadline = limits::REQUEST_DEADLINE_MIN.max(for_bytes);
-        match timeout(deadline, send()).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let seen = format!("no answer within {deadline:?}");
-                Err(StoreError::new(ErrorKind::Unavailable, request.action, request.key, seen))
-            }
-        }
+        let answer = timeout(deadline, send()).await;
+        sent.ended(answer.unwrap_or_else(|_| Err(no_answer(request.action, request.key, deadline))))
     }
 
-    fn count(&self, action: &str) {
-        let counts = &self.shared.counts;
-        let counter = match action {
-            "PUT" => &counts.put,
-            "HEAD" => &counts.head,
-            "GET" => &counts.get,
-            "LIST" => &counts.list,
-            _ => &counts.delete,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+    fn begin(&self, action: &'static str) -> Sent<'_> {
+        Sent { counts: &self.shared.counts, action, is_answered: false }
     }
+}
+
+fn no_answer(action: &'static str, key: &str, deadline: Duration) -> StoreError {
+    StoreError::new(ErrorKind::Unavailable, action, key, format!("no answer within {deadline:?}"))
 }
 
 fn jitter() -> f64 {

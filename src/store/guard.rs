@@ -131,6 +131,11 @@ async fn put_lock(client: &Client, holder: &Holder, acquired: Acquired) -> Resul
     client.put(&key, Body::Bytes(lock_body(holder, acquired)), PutCondition::Always).await.map(|_| ())
 }
 
+/// Takes away what a `lock` that was given up half-way may have left.
+pub async fn abandon(client: &Client, holder: &Holder) {
+    release_lock(client, &holder.layout.lock(&holder.attempt)).await;
+}
+
 /// Best effort: a lock that stays behind ends by itself after 150 s.
 async fn release_lock(client: &Client, key: &str) {
     if let Err(error) = client.delete(&[key.to_owned()]).await {
@@ -251,6 +256,13 @@ impl Locked {
         Ok(())
     }
 
+    /// Ends when the lock is lost.
+    pub async fn lost(&self) -> StoreError {
+        let mut lost = self.refresher.lost.clone();
+        let seen = lost.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        seen.unwrap_or_else(|| StoreError::new(ErrorKind::GuardLost, "LOCK", "", "the refresher ended"))
+    }
+
     /// Gives the lock back; the marker, if any, stays and protects what the journal names.
     pub async fn release(self) {
         let key = self.holder.layout.lock(&self.holder.attempt);
@@ -288,9 +300,7 @@ impl Guard {
 
     /// Ends when the guard is lost.
     pub async fn lost(&self) -> StoreError {
-        let mut lost = self.locked.refresher.lost.clone();
-        let seen = lost.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
-        seen.unwrap_or_else(|| StoreError::new(ErrorKind::GuardLost, "LOCK", "", "the refresher ended"))
+        self.locked.lost().await
     }
 
     /// P2.1: sends a block. The receipt exists only after a 2xx, and only while the lease holds.

@@ -10,11 +10,13 @@
 //! * `journal`   what a later attempt need not read again
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
-//! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
+//! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
+//! * `scratch`   tables too large for memory
 
 pub mod adopt;
 pub mod client;
 pub mod codec;
+pub mod concurrency;
 pub mod credentials;
 pub mod directory;
 pub mod error;
@@ -26,6 +28,7 @@ pub mod ledger;
 pub mod listing;
 pub mod lock;
 pub mod objects;
+pub mod pace;
 pub mod probe;
 pub mod record;
 pub mod retry;

@@ -4,7 +4,7 @@
 //! * `source`      what is backed up, opened once and identified
 //! * `compute`     the threads: read, hash, compress
 //! * `pipeline`    the coordinator: where blocks become acknowledged
-//! * `buffers`, `concurrency`, `pace`  its bounds
+//! * `buffers`     its bound
 //! * `resume`      what an earlier attempt spares this one
 //! * `reporter`    the three carriers of the report
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
@@ -12,8 +12,6 @@
 pub mod attempt;
 pub mod buffers;
 pub mod compute;
-pub mod concurrency;
-pub mod pace;
 pub mod pipeline;
 pub mod reporter;
 pub mod resume;

@@ -23,18 +23,18 @@ use tokio_util::sync::CancellationToken;
 use super::{
     buffers::Pool,
     compute::{CompressJob, Found, Raw, Threads},
-    concurrency::Concurrency,
-    pace::Pace,
 };
 use crate::{
     model::{BlockName, BlockSize, Compression, FailureReason, Progress, job::Mode, limits},
     store::{
         codec,
+        concurrency::Concurrency,
         error::StoreError,
         guard::Guard,
         journal::{Entry, Journal},
         ledger::{How, Ledger, Receipt, Receipts},
         listing::Listing,
+        pace::Pace,
         scratch::{Placed, Scratch},
     },
     telemetry,

@@ -60,6 +60,7 @@ pub struct Judged {
     judge: Box<Judge>,
     calls: AtomicU64,
     log: Mutex<Vec<Call>>,
+    answered: Mutex<Vec<Call>>,
     crashed: Notify,
 }
 
@@ -70,8 +71,14 @@ impl Judged {
             judge: Box::new(judge),
             calls: AtomicU64::new(0),
             log: Mutex::default(),
+            answered: Mutex::default(),
             crashed: Notify::new(),
         })
+    }
+
+    /// The calls whose caller was told that they succeeded: one that was given up before is not among them.
+    pub fn answered(&self) -> Vec<Call> {
+        self.answered.lock().expect("no holder panics").clone()
     }
 
     /// Every call so far.
@@ -87,9 +94,9 @@ impl Judged {
     async fn run<T>(&self, action: &'static str, key: &str, perform: Answer<'_, T>) -> Result<T, StoreError> {
         let call = Call { number: self.calls.fetch_add(1, SeqCst), action, key: key.to_owned() };
         let fate = (self.judge)(&call);
-        self.log.lock().expect("no holder panics").push(call);
+        self.log.lock().expect("no holder panics").push(call.clone());
         let error = |kind| StoreError::new(kind, action, key, "a fault of the test");
-        match fate {
+        let answer = match fate {
             Fate::Perform => perform.await,
             Fate::Fail(kind) => Err(error(kind)),
             Fate::PerformAndFail(kind) => {
@@ -109,7 +116,11 @@ impl Judged {
                 tokio::time::sleep(wait).await;
                 perform.await
             }
+        };
+        if answer.is_ok() {
+            self.answered.lock().expect("no holder panics").push(call);
         }
+        answer
     }
 }
 

@@ -1,4 +1,4 @@
-//! How many uploads at once: grown while goodput grows, halved when the store says slow down. A pure state machine.
+//! How many uploads or downloads at once: grown while goodput grows, halved when the store says slow down. A pure state machine.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::model::limits;
 const STEP: Duration = Duration::from_secs(1);
 /// Halved at most once in this long.
 const HALVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Another upload must bring at least this much more.
+/// Another request must bring at least this much more.
 const GAIN: f64 = 1.05;
 
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Concurrency {
         self.limit
     }
 
-    /// An upload of that many bytes was acknowledged at `now`; the store has throttled us `throttles` times so far.
+    /// A request that moved so many bytes was answered at `now`; the store has throttled us `throttles` times so far.
     pub fn acknowledged(&mut self, now: Duration, bytes: u64, throttles: u64) {
         self.step_bytes += bytes;
         if throttles > self.throttles {

@@ -22,6 +22,16 @@ impl Pace {
         self.paid_until = start + Duration::from_secs_f64(bytes as f64 / rate as f64);
         start - now
     }
+
+    /// A download that was paid for by an estimate turned out to be so long.
+    pub fn correct(&mut self, estimated: u64, bytes: u64) {
+        let Some(rate) = self.bytes_per_second else { return };
+        let difference = Duration::from_secs_f64(estimated.abs_diff(bytes) as f64 / rate as f64);
+        self.paid_until = match bytes > estimated {
+            true => self.paid_until + difference,
+            false => self.paid_until.saturating_sub(difference),
+        };
+    }
 }
 
 #[cfg(test)]
@@ -40,5 +50,15 @@ mod tests {
         assert_eq!(pace.reserve(later, 2 << 20), Duration::ZERO);
         assert_eq!(pace.reserve(later, 2 << 20).as_secs(), 2);
         assert_eq!(Pace::new(None).reserve(now, u64::MAX), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_estimate_is_corrected_in_both_directions() {
+        let mut pace = Pace::new(Some(1 << 20));
+        assert_eq!(pace.reserve(Duration::ZERO, 2 << 20), Duration::ZERO);
+        pace.correct(2 << 20, 1 << 20);
+        assert_eq!(pace.reserve(Duration::ZERO, 1 << 20).as_secs(), 1, "half as long as was thought");
+        pace.correct(1 << 20, 4 << 20);
+        assert_eq!(pace.reserve(Duration::ZERO, 0).as_secs(), 5, "1 MiB and 4 MiB");
     }
 }
