@@ -17,6 +17,7 @@ use crate::{
         layout::{VOLUMES, VolumeLayout, backup_of_key},
         record::{RecordHead, RecordId, label},
         survey,
+        tombstone::Tombstones,
     },
 };
 
@@ -98,7 +99,7 @@ pub(super) async fn run(options: ListOptions) -> Result<(), CliError> {
 }
 
 /// Folders are asked for, not keys: a target may hold millions of blocks.
-async fn volumes(client: &Client) -> Result<Vec<VolumeName>, CliError> {
+pub(super) async fn volumes(client: &Client) -> Result<Vec<VolumeName>, CliError> {
     let mut folders = vec![VOLUMES.to_owned()];
     for _ in ["first two digits", "next two", "volume"] {
         let below = stream::iter(folders).map(|folder| async move { client.folders(&folder).await });
@@ -117,6 +118,7 @@ async fn volumes(client: &Client) -> Result<Vec<VolumeName>, CliError> {
 
 async fn rows(client: &Client, volume: &VolumeName) -> Result<Vec<Row>, CliError> {
     let layout = VolumeLayout::new(volume);
+    let tombstones = Tombstones::read(client, &layout).await?;
     let entries = client.list(&layout.backups()).await?;
     let names = entries.iter().filter_map(|entry| backup_of_key(&entry.key));
     let ids: Vec<RecordId> = names.map(|backup| RecordId { volume: volume.clone(), backup }).collect();
@@ -124,6 +126,8 @@ async fn rows(client: &Client, volume: &VolumeName) -> Result<Vec<Row>, CliError
     let rows: Vec<Result<Option<Row>, StoreError>> = read.buffered(CONCURRENCY).collect().await;
     // A record that was deleted since the listing is no row; one that is damaged is; a store that fails is an error.
     let mut rows: Vec<Row> = rows.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    // What was deleted and arrived late is as good as gone.
+    rows.retain(|row| !row.head.as_ref().is_ok_and(|head| tombstones.covers(head)));
     rows.sort_by_key(|row| row.head.as_ref().map(time_of).unwrap_or_default().to_owned());
     Ok(rows)
 }

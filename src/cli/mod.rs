@@ -4,18 +4,21 @@
 //! * `environment`  the environment's door
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
 //! * `state`        what a killed `backup` leaves, so that the next one continues
-//! * `backup`, `restore`, `list`, `service`  the commands
+//! * `backup`, `restore`, `list`, `delete`, `sweep`, `service`  the commands (`sweeping`: what two of them share)
 //!
 //! Results go to stdout, everything else to stderr. Whatever goes wrong is one line that names the object, what was
 //! seen and the cure, and an exit code (docs/cli.md); nothing typed at us panics.
 
 mod backup;
+mod delete;
 mod environment;
 mod list;
 mod restore;
 mod service;
 mod show;
 mod state;
+mod sweep;
+mod sweeping;
 mod target;
 
 use std::{io::Write, process::ExitCode};
@@ -90,6 +93,8 @@ enum Command {
     Restore(restore::RestoreOptions),
     Ls(list::ListOptions),
     Inspect(list::InspectOptions),
+    Delete(delete::DeleteOptions),
+    Sweep(sweep::SweepOptions),
     /// Watch Backups and ClusterBackupTargets, run workers, and write what the store has confirmed into status
     ///
     /// Example: tidemark operator --kubeconfig ~/.kube/config --workers=process --host-device-root=/dev/vg0
@@ -166,6 +171,8 @@ fn dispatch(command: Command) -> u8 {
         Command::Restore(options) => finish(options.show.json, async_runtime(restore::run(options))),
         Command::Ls(options) => finish(options.json, async_runtime(list::run(options))),
         Command::Inspect(options) => finish(options.json, async_runtime(list::inspect(options))),
+        Command::Delete(options) => finish(options.show.json, async_runtime(delete::run(options))),
+        Command::Sweep(options) => finish(options.show.json, async_runtime(sweep::run(options))),
         Command::Worker(options) => match async_runtime(async { Ok(crate::worker::serve(options).await) }) {
             Ok(code) => code,
             Err(error) => finish(false, Err(error)),

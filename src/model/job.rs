@@ -69,6 +69,8 @@ pub struct S3Location {
     pub server_side_encryption: Option<ServerSideEncryption>,
     /// The target's probe saw a second create answered 412.
     pub conditional_writes: bool,
+    /// The target's probe saw one request delete several objects.
+    pub batch_delete: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

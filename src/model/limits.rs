@@ -20,6 +20,26 @@ pub const LEASE: Duration = Duration::from_secs(120);
 pub const LEASE_TO_SEAL: Duration = Duration::from_secs(60);
 /// A deletion lock of at most this age (server time) stops us: 150 s + 30 s margin.
 pub const DELETION_LOCK_AGE: Duration = Duration::from_secs(180);
+/// A backup's or restore's lock of less than this age stops a deletion: 150 s and twice the margin above.
+pub const BACKUP_LOCK_AGE: Duration = Duration::from_secs(210);
+
+// --- Deletion.
+/// What is younger may still be somebody's, or a delayed request's: signatures are valid for 15 min, a lock for 150 s
+/// after it; together 17.5 min, rounded up.
+pub const YOUNG: Duration = Duration::from_secs(20 * 60);
+/// A dead attempt's marker and journal are kept so long while its Backup may be tried again.
+pub const MARKER_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A tombstone stays so long: no request is delayed for a day.
+pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A batch of deletions begins only with at least this much lease left: a request has 30 s, twice.
+pub const LEASE_TO_DELETE: Duration = Duration::from_secs(60);
+const _: () = assert!(LEASE_TO_DELETE.as_secs() < LEASE.as_secs() - LOCK_REFRESH.as_secs(), "every batch would wait");
+/// Single DELETEs at once, where the store has no batches.
+pub const DELETE_CONCURRENCY: usize = 16;
+/// A key that a batch could not delete is sent again so often, if it may help.
+pub const DELETE_RETRIES: u32 = 3;
+/// Keys that could not be deleted are told by name up to this many.
+pub const NOT_DELETED_TOLD: usize = 10;
 
 // --- Memory: 2 MiB blocks, 24 raw (48 MiB) + 24 bodies (48 MiB) + 32 MiB for the rest = 128 MiB.
 /// Bytes of raw blocks, and again of compressed bodies, a worker may hold.

@@ -3,7 +3,7 @@
 use super::{Left, RestoreError, RestoreJob};
 use crate::{
     model::{BlockName, BlockSize, Compression, limits},
-    store::{layout::VolumeLayout, record::RecordHead, survey},
+    store::{layout::VolumeLayout, record::RecordHead, survey, tombstone},
 };
 
 pub(super) struct Plan {
@@ -29,6 +29,9 @@ impl Plan {
         let head = head.ok_or_else(|| refuse("it is not there; `tidemark ls` shows the backups of a target".into()))?;
         if head.is_in_progress() {
             return Err(refuse("it marks a backup in progress or one that never ended, and cannot be restored".into()));
+        }
+        if tombstone::covers(&job.client, &layout, &head).await.map_err(store)? {
+            return Err(refuse("its Backup was deleted and this record arrived late: its blocks may be gone".into()));
         }
         let block_size = head.block_size().map_err(refuse)?;
         let compression = head.compression().map_err(refuse)?;

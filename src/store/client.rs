@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
@@ -190,12 +191,53 @@ impl Client {
         self.call(Request { action: "LIST", key: prefix, len: 0 }, || self.objects.folders(prefix)).await
     }
 
+    /// Removes these keys; the first that stays is the error.
     pub async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
-        for batch in keys.chunks(limits::LIST_PAGE as usize) {
-            let key = batch.first().map_or("", String::as_str);
-            self.call(Request { action: "DELETE", key, len: 0 }, || self.objects.delete(batch)).await?;
+        match self.delete_each(keys).await?.into_iter().next() {
+            None => Ok(()),
+            Some(stays) => Err(stays),
         }
-        Ok(())
+    }
+
+    /// The same, told key by key: one that stays does not hold up the others. An error is about all of them.
+    pub async fn delete_each(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
+        let keys_max = self.objects.delete_keys_max().max(1);
+        let at_once = if keys_max == 1 { limits::DELETE_CONCURRENCY } else { 1 };
+        let batches: Vec<Vec<String>> = keys.chunks(keys_max).map(<[String]>::to_vec).collect();
+        let mut answers = stream::iter(batches).map(|batch| self.delete_batch(batch)).buffered(at_once);
+        let mut stay = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(some) => stay.extend(some),
+                // A store that refuses one key of many is asked for the others; one that refuses all of them refuses us.
+                Err(error) if keys_max == 1 && matches!(error.kind, ErrorKind::Refused(_)) => stay.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match keys_max == 1 && stay.len() == keys.len() {
+            true => stay.into_iter().next().map_or(Ok(Vec::new()), Err),
+            false => Ok(stay),
+        }
+    }
+
+    /// One batch; keys that stay for a passing reason are sent again a few times.
+    async fn delete_batch(&self, mut rest: Vec<String>) -> Result<Vec<StoreError>, StoreError> {
+        let mut stay = Vec::new();
+        for tried in 0.. {
+            let key = rest.first().map_or("", String::as_str);
+            let failed = self.call(Request { action: "DELETE", key, len: 0 }, || self.objects.delete(&rest)).await?;
+            let is_passing = |e: &StoreError| matches!(e.kind, ErrorKind::Unavailable | ErrorKind::Throttled);
+            let (again, for_good): (Vec<_>, Vec<_>) = failed.into_iter().partition(is_passing);
+            stay.extend(for_good);
+            if again.is_empty() || tried == limits::DELETE_RETRIES {
+                stay.extend(again);
+                break;
+            }
+            self.shared.counts.retried.fetch_add(1, Ordering::Relaxed);
+            rest = again.into_iter().map(|e| e.key).collect();
+            sleep(limits::RETRY_BACKOFF_MIN * (5 << tried)).await;
+        }
+        Ok(stay)
     }
 
     /// One PUT without retries and without touching the stall clock: the lock's refresher has a clock of its own.

@@ -132,15 +132,17 @@ impl Directory {
         Ok(folders)
     }
 
-    fn delete_files(&self, keys: &[String]) -> io::Result<()> {
+    /// Those that stay, each with its reason.
+    fn delete_files(&self, keys: &[String]) -> Vec<StoreError> {
+        let mut stay = Vec::new();
         for key in keys {
             let path = self.path(key);
             match fs::remove_file(&path) {
-                Err(error) if !is_absent(&error) => return Err(error),
+                Err(error) if !is_absent(&error) => stay.push(classify("DELETE", key, &error)),
                 _ => self.prune(&path),
             }
         }
-        Ok(())
+        stay
     }
 
     /// Removes empty parents up to `backupstore`, as Longhorn does; a folder that is not empty ends it.
@@ -260,10 +262,10 @@ impl Objects for Directory {
         Box::pin(self.run("LIST", prefix, move |d| d.folders_below(&owned)))
     }
 
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         let owned = keys.to_vec();
         let key = keys.first().map_or("", String::as_str);
-        Box::pin(self.run("DELETE", key, move |d| d.delete_files(&owned)))
+        Box::pin(self.run("DELETE", key, move |d| Ok(d.delete_files(&owned))))
     }
 }
 

@@ -4,12 +4,15 @@
 //!
 //! * `objects`   the boundary: six verbs; `s3` and `directory` behind it, `client` before it (retries, deadlines, counts)
 //! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's
-//! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`)
+//! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`, `hold`)
 //! * `listing`   one LIST under the guard instead of a HEAD per block
 //! * `ledger`    receipts, and the proof that nothing is open
 //! * `journal`   what a later attempt need not read again
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
+//! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
+//! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
+//! * `record_reader`  a record to its last byte, as a stream
 //! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
 //! * `scratch`   tables too large for memory
 
@@ -18,9 +21,12 @@ pub mod client;
 pub mod codec;
 pub mod concurrency;
 pub mod credentials;
+pub mod deletion;
 pub mod directory;
 pub mod error;
 pub mod guard;
+mod hold;
+pub mod janitor;
 pub mod journal;
 pub mod layout;
 pub mod lease;
@@ -31,12 +37,16 @@ pub mod objects;
 pub mod pace;
 pub mod probe;
 pub mod record;
+pub mod record_reader;
+pub mod remove;
 pub mod retry;
 pub mod s3;
 pub mod scratch;
 pub mod seal;
 pub mod stall;
 pub mod survey;
+pub mod sweep;
+pub mod tombstone;
 
 use std::sync::Arc;
 

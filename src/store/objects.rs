@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 
 use super::error::StoreError;
+use crate::model::limits;
 
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
@@ -44,8 +45,17 @@ pub trait Objects: Send + Sync {
             }
         })
     }
-    /// Removes these keys; a missing one is no error. At most 1000.
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()>;
+    /// Removes these keys, at most `delete_keys_max`; a missing one is no error. Answers with those that stay, each with
+    /// its reason: a batch may be answered well and still have failed for some of its keys.
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>>;
+    /// How many keys one `delete` may name: 1 where the store has no batches.
+    fn delete_keys_max(&self) -> usize {
+        limits::LIST_PAGE as usize
+    }
+    /// How many keys a page of a listing holds at most, as the store itself says.
+    fn list_page_size<'a>(&'a self, prefix: &'a str) -> Answer<'a, i32> {
+        Box::pin(async move { self.list(prefix, None).await.map(|_| limits::LIST_PAGE) })
+    }
     /// Read the credentials again. `true` if they changed.
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(Ok(false)))

@@ -19,13 +19,14 @@ use aws_smithy_runtime_api::{
     box_error::BoxError,
     client::{
         interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
-        orchestrator::HttpResponse,
+        orchestrator::{HttpRequest, HttpResponse},
         runtime_components::RuntimeComponents,
     },
 };
 use aws_smithy_types::config_bag::ConfigBag;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
+use md5::{Digest, Md5};
 
 use super::{
     credentials::{CredentialSource, Current},
@@ -173,13 +174,21 @@ impl S3 {
         }
     }
 
-    async fn send_delete(&self, keys: &[String]) -> Result<(), StoreError> {
-        let first = keys.first().map_or("", String::as_str);
-        if let [key] = keys {
-            let request = self.client.delete_object().bucket(&self.location.bucket).key(self.key(key));
-            request.send().await.map_err(|error| classify("DELETE", key, &error))?;
-            return Ok(());
+    async fn send_delete(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
+        match keys {
+            [_, _, ..] if self.location.batch_delete => self.send_batch_delete(keys).await,
+            _ => {
+                for key in keys {
+                    let request = self.client.delete_object().bucket(&self.location.bucket).key(self.key(key));
+                    request.send().await.map_err(|error| classify("DELETE", key, &error))?;
+                }
+                Ok(Vec::new())
+            }
         }
+    }
+
+    async fn send_batch_delete(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
+        let first = keys.first().map_or("", String::as_str);
         let invalid = |e: &dyn std::fmt::Display| StoreError::new(ErrorKind::Unavailable, "DELETE", first, e);
         let mut names = Vec::with_capacity(keys.len());
         for key in keys {
@@ -187,16 +196,27 @@ impl S3 {
         }
         let batch = Delete::builder().set_objects(Some(names)).quiet(true).build().map_err(|e| invalid(&e))?;
         let request = self.client.delete_objects().bucket(&self.location.bucket).delete(batch);
-        let request = request.customize().interceptor(WholeDocument("DeleteResult>"));
+        let request = request.customize().interceptor(WholeDocument("DeleteResult>")).mutate_request(add_content_md5);
         let reply = request.send().await.map_err(|error| classify("DELETE", first, &error))?;
-        match reply.errors().first() {
-            None => Ok(()),
-            Some(error) => {
-                let (key, code) = (error.key().unwrap_or("?"), error.code().unwrap_or("?"));
-                let seen = format!("{} of {} keys stay: {code}", reply.errors().len(), keys.len());
-                Err(StoreError::new(ErrorKind::Unavailable, "DELETE", key, seen))
-            }
-        }
+        let stays = reply.errors().iter().map(|error| {
+            let code = error.code().unwrap_or_default();
+            let (kind, cure) = classify_code(None, code);
+            let kind = if code == "AccessDenied" { ErrorKind::Refused(FailureReason::AccessDenied) } else { kind };
+            let key = error.key().unwrap_or(first);
+            let key = key.strip_prefix(&self.location.prefix).unwrap_or(key);
+            let seen = format!("it stays: {code}: {}{cure}", error.message().unwrap_or_default());
+            StoreError::new(kind, "DELETE", key, seen)
+        });
+        Ok(stays.collect())
+    }
+
+    async fn send_list_page_size(&self, prefix: &str) -> Result<i32, StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
+        let request = request.max_keys(limits::LIST_PAGE);
+        let request = request.customize().interceptor(WholeDocument("</ListBucketResult>"));
+        let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
+        // A server that does not repeat the number has taken ours.
+        Ok(reply.max_keys.filter(|keys| (1..=limits::LIST_PAGE).contains(keys)).unwrap_or(limits::LIST_PAGE))
     }
 }
 
@@ -216,8 +236,14 @@ impl Objects for S3 {
     fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
         Box::pin(self.send_folders(prefix))
     }
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         Box::pin(self.send_delete(keys))
+    }
+    fn delete_keys_max(&self) -> usize {
+        if self.location.batch_delete { limits::LIST_PAGE as usize } else { 1 }
+    }
+    fn list_page_size<'a>(&'a self, prefix: &'a str) -> Answer<'a, i32> {
+        Box::pin(self.send_list_page_size(prefix))
     }
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(self.credentials.refresh()))
@@ -248,6 +274,14 @@ impl Intercept for WholeDocument {
             return Ok(());
         }
         Err(format!("the answer ends after {} bytes without its closing element", body.len()).into())
+    }
+}
+
+/// The SDK sends a CRC32, which older servers do not know: they demand this.
+fn add_content_md5(request: &mut HttpRequest) {
+    let digest = request.body().bytes().map(Md5::digest);
+    if let Some(digest) = digest {
+        request.headers_mut().insert("content-md5", aws_smithy_types::base64::encode(digest));
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     listing::Listing,
     objects::{Body, PutCondition, Range},
     record::{RecordHead, VolumeConfig, label},
+    tombstone::Tombstones,
 };
 use crate::model::{BackupName, BlockSize, Compression, FailureReason, VolumeName, job::Owner, limits};
 
@@ -34,14 +35,18 @@ pub struct Parent {
     pub head: RecordHead,
 }
 
-/// Reads both.
-pub async fn survey(client: &Client, layout: &VolumeLayout) -> Result<Survey, StoreError> {
+/// Reads both. The parent is the last record, or, if that is gone or was deleted, the newest that can be read.
+pub async fn survey(client: &Client, layout: &VolumeLayout, tombstones: &Tombstones) -> Result<Survey, StoreError> {
     let Some(config) = read_config(client, layout).await? else {
         return Ok(Survey { config: None, parent: None });
     };
-    let parent = match config.last_backup_name.parse() {
-        Ok(name) => read_parent(client, layout, name).await?,
-        Err(_) => newest_record(client, layout).await?,
+    let last = match config.last_backup_name.parse() {
+        Ok(name) => read_parent(client, layout, name, tombstones).await?,
+        Err(_) => None,
+    };
+    let parent = match last {
+        Some(last) => Some(last),
+        None => newest_record(client, layout, tombstones).await?,
     };
     Ok(Survey { config: Some(config), parent })
 }
@@ -59,8 +64,13 @@ pub async fn read_config(client: &Client, layout: &VolumeLayout) -> Result<Optio
     Ok(Some(config))
 }
 
-/// A record that is gone, in progress or damaged is no parent: the next backup compares with nothing, and is right.
-async fn read_parent(client: &Client, layout: &VolumeLayout, name: BackupName) -> Result<Option<Parent>, StoreError> {
+/// A record that is gone, deleted, in progress or damaged is no parent.
+async fn read_parent(
+    client: &Client,
+    layout: &VolumeLayout,
+    name: BackupName,
+    tombstones: &Tombstones,
+) -> Result<Option<Parent>, StoreError> {
     let head = match read_head(client, &layout.backup(&name)).await {
         Ok(head) => head,
         Err(error) if error.kind == ErrorKind::Damaged => {
@@ -69,15 +79,19 @@ async fn read_parent(client: &Client, layout: &VolumeLayout, name: BackupName) -
         }
         Err(error) => return Err(error),
     };
-    let head = head.filter(|head| !head.is_in_progress());
+    let head = head.filter(|head| !head.is_in_progress() && !tombstones.covers(head));
     Ok(head.and_then(|head| Some(Parent { block_size: head.block_size().ok()?, name, head })))
 }
 
-async fn newest_record(client: &Client, layout: &VolumeLayout) -> Result<Option<Parent>, StoreError> {
+async fn newest_record(
+    client: &Client,
+    layout: &VolumeLayout,
+    tombstones: &Tombstones,
+) -> Result<Option<Parent>, StoreError> {
     let mut newest: Option<Parent> = None;
     for entry in client.list(&layout.backups()).await? {
         let Some(name) = backup_of_key(&entry.key) else { continue };
-        if let Some(parent) = read_parent(client, layout, name).await? {
+        if let Some(parent) = read_parent(client, layout, name, tombstones).await? {
             let is_newer = newest.as_ref().is_none_or(|n| n.head.snapshot_created_at < parent.head.snapshot_created_at);
             newest = if is_newer { Some(parent) } else { newest };
         }

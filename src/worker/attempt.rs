@@ -243,10 +243,10 @@ impl Worker<'_> {
         let job = &self.attempt.job;
         let source = Arc::new(Source::open(&job.source)?);
         let layout = VolumeLayout::new(&job.volume);
-        let survey = survey::survey(&self.client, &layout).await?;
+        let predecessors = journal::predecessors(&self.client, &layout, &job.backup_uid, &job.attempt).await?;
+        let survey = survey::survey(&self.client, &layout, &predecessors.tombstones).await?;
         survey.check_owner(&job.volume, &job.owner)?;
         let (block_size, compression) = (survey.block_size(job.block_size), survey.compression(job.compression));
-        let predecessors = journal::predecessors(&self.client, &layout, &job.backup_uid, &job.attempt).await?;
         let identity = Identity {
             format: 1,
             backup_uid: job.backup_uid.clone(),
@@ -425,7 +425,11 @@ impl Worker<'_> {
     async fn journal_keys(&self, settled: &Settled) -> Vec<String> {
         let prefix = settled.layout.journals(&self.attempt.job.backup_uid);
         match self.client.list(&prefix).await {
-            Ok(entries) => entries.into_iter().map(|e| e.key).collect(),
+            // A tombstone that came while we wrote is not ours to remove: it is what keeps our record from being offered.
+            Ok(entries) => {
+                let tombstone = settled.layout.tombstone(&self.attempt.job.backup_uid);
+                entries.into_iter().map(|e| e.key).filter(|key| *key != tombstone).collect()
+            }
             Err(error) => {
                 tracing::warn!(%error, "Journal of a sealed backup stays behind");
                 Vec::new()

@@ -147,6 +147,7 @@ pub fn location(endpoint: &str, bucket: &str) -> S3Location {
         endpoint: Some(endpoint.into()),
         force_path_style: true,
         conditional_writes: true,
+        batch_delete: true,
         ..S3Location::default()
     }
 }

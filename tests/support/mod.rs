@@ -9,6 +9,8 @@
 //! * `image`          volume images from seeds, or with ext4
 //! * `longhorn`       Longhorn as the other side of a store; `tidemark` our program beside it
 //! * `versitygw`      a real S3 server that others wrote
+//! * `repository`     volumes with a past, for deletion; listings that lie
+//! * `endless`        a store of millions of blocks, computed
 //! * `process`        children that never outlive the test
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
@@ -18,12 +20,14 @@
 mod clock;
 pub mod control_plane;
 pub mod decorators;
+pub mod endless;
 pub mod faults;
 pub mod image;
 pub mod job;
 pub mod longhorn;
 pub mod operator;
 pub mod process;
+pub mod repository;
 mod s3_backend;
 pub mod s3_server;
 pub mod tidemark;

@@ -365,6 +365,10 @@ async fn strike(
                 .body(whole(Bytes::new()))
                 .expect("a plain answer is valid"))
         }
+        Fault::KeyErrors { code } => {
+            let body = request.into_body().collect().await.map_err(|_| Closed)?.to_bytes();
+            Ok(Response::new(whole(key_errors(&String::from_utf8_lossy(&body), code).into())))
+        }
         Fault::TruncatedBody | Fault::BodyCut | Fault::RepeatedPage | Fault::LoseToken => {
             let before = held(&state.pages).get(&entry.key).cloned();
             let (mut parts, body) = perform(request, entry, state).await?.into_parts();
@@ -392,6 +396,14 @@ fn error_document(status: u16, code: &str, entry: &LoggedRequest) -> Response<Bo
     let body = if entry.method == "HEAD" { Bytes::new() } else { text.into() };
     let answer = Response::builder().status(status).header("content-type", "application/xml");
     answer.body(whole(body)).expect("a status and a type make a valid answer")
+}
+
+/// A `DeleteResult` in which every key of the request failed.
+fn key_errors(request: &str, code: &str) -> String {
+    let keys = request.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
+    let error = |key| format!("<Error><Key>{key}</Key><Code>{code}</Code><Message>told to</Message></Error>");
+    let errors: String = keys.map(error).collect();
+    format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DeleteResult>{errors}</DeleteResult>")
 }
 
 /// Reads the body to its end: the client has sent everything and waits.

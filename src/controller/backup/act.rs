@@ -145,8 +145,9 @@ fn job(context: &Context, backup: &Backup, o: &Observed, parts: Parts<'_>) -> Re
     getrandom::fill(&mut key).map_err(ActError::Random)?;
     getrandom::fill(&mut pod).map_err(ActError::Random)?;
     let started = o.status.start_time.as_ref().map_or(o.wish.created, |t| t.0);
-    let conditional_writes = context.conditional_writes(&target.chosen.name);
-    let location = job::S3Location { conditional_writes, ..target.resolved.location.clone() };
+    let found = context.capabilities(&target.chosen.name);
+    let (conditional_writes, batch_delete) = (found.conditional_writes, found.batch_delete);
+    let location = job::S3Location { conditional_writes, batch_delete, ..target.resolved.location.clone() };
     let bytes_per_second = bytes_per_second(o.wish.bytes_per_second, target);
     let volume: VolumeName = match o.status.store.as_ref().and_then(|s| s.volume.parse().ok()) {
         Some(chosen) => chosen,

@@ -46,8 +46,9 @@ use super::{
 };
 use crate::{
     api::{
-        Backup, BackupState, BackupStatus, Cause, ClusterBackupTarget, TargetKind, common::ChosenTarget,
-        target::NamespacesFrom,
+        Backup, BackupState, BackupStatus, Cause, ClusterBackupTarget, TargetKind,
+        common::ChosenTarget,
+        target::{Capabilities, NamespacesFrom},
     },
     metrics::{Kind, StatusWrite},
     model::AttemptId,
@@ -381,10 +382,9 @@ impl Context {
         object
     }
 
-    /// Did the target's last probe see that a second create is refused?
-    fn conditional_writes(&self, target: &str) -> bool {
+    /// What the target's last probe found; nothing before it.
+    fn capabilities(&self, target: &str) -> Capabilities {
         let target = self.targets.get(&ObjectRef::new(target));
-        let capabilities = target.and_then(|t| t.status.as_ref()?.capabilities.clone());
-        capabilities.is_some_and(|c| c.conditional_writes)
+        target.and_then(|t| t.status.as_ref()?.capabilities.clone()).unwrap_or_default()
     }
 }

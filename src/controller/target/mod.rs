@@ -157,8 +157,8 @@ fn next_status(target: &ClusterBackupTarget, context: &Context, check: &Check) -
     let capabilities = match &check.looked {
         Looked::Probed(_, probed) => Some(Capabilities {
             conditional_writes: probed.conditional_writes,
-            batch_delete: true,
-            list_page_size: crate::model::limits::LIST_PAGE,
+            batch_delete: probed.batch_delete,
+            list_page_size: probed.list_page_size,
         }),
         Looked::Unresolved(_) | Looked::Unprobed(..) => before.capabilities.clone(),
     };

@@ -168,7 +168,12 @@ mod tests {
     fn a_clock_that_is_off_and_a_second_default_are_not_ready() {
         use {ConditionType::*, Truth::*};
         let Looked::Unprobed(resolved, _) = failed(FailureReason::Bug) else { unreachable!() };
-        let probed = |seconds| Probed { conditional_writes: true, clock_skew: SignedDuration::from_secs(seconds) };
+        let probed = |seconds| Probed {
+            conditional_writes: true,
+            batch_delete: true,
+            list_page_size: 1000,
+            clock_skew: SignedDuration::from_secs(seconds),
+        };
         let off = claims(&Looked::Probed(resolved.clone(), probed(-61)), Rivals::None);
         assert_eq!(truth(&off, ClockInStep), Some((False, "ClockSkew")));
         assert_eq!(truth(&off, Ready), Some((False, "ClockSkew")));
