@@ -221,7 +221,8 @@ impl Lock {
     }
 
     pub(super) async fn release(&self) -> Outcome<()> {
-        self.store.objects.delete(std::slice::from_ref(&self.key)).await.map_err(|e| e.to_string())
+        let refused = self.store.objects.delete(std::slice::from_ref(&self.key)).await.map_err(|e| e.to_string())?;
+        refused.first().map_or(Ok(()), |error| Err(error.to_string()))
     }
 }
 
