@@ -193,8 +193,11 @@ pub enum Lie {
 pub struct Lying {
     inner: Arc<dyn Objects>,
     lists: AtomicU64,
-    which: Box<dyn Fn(u64, &str) -> Option<Lie> + Send + Sync>,
+    which: Box<Which>,
 }
+
+/// By the number of the listing and its prefix.
+type Which = dyn Fn(u64, &str) -> Option<Lie> + Send + Sync;
 
 impl Lying {
     pub fn new(inner: Arc<dyn Objects>, which: impl Fn(u64, &str) -> Option<Lie> + Send + Sync + 'static) -> Arc<Self> {
