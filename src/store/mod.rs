@@ -11,9 +11,10 @@
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
 //! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
-//! * `scratch`   tables too large for memory
+//! * `buffers`   memory that is paid for once; `scratch` tables too large for it
 
 pub mod adopt;
+pub mod buffers;
 pub mod client;
 pub mod codec;
 pub mod concurrency;

@@ -4,13 +4,11 @@
 //! * `source`      what is backed up, opened once and identified
 //! * `compute`     the threads: read, hash, compress
 //! * `pipeline`    the coordinator: where blocks become acknowledged
-//! * `buffers`     its bound
 //! * `resume`      what an earlier attempt spares this one
 //! * `reporter`    the three carriers of the report
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
 pub mod attempt;
-pub mod buffers;
 pub mod compute;
 pub mod pipeline;
 pub mod reporter;
