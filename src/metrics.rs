@@ -23,7 +23,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::model::{FailureReason, Progress, Requests};
+use crate::model::{Counters, FailureReason, Requests};
 
 macro_rules! words {
     ($value:ident { $($word:ident),* $(,)? }) => {
@@ -44,13 +44,14 @@ macro_rules! label {
 }
 
 label!(BlockLabels { outcome: BlockOutcome { Uploaded, Reused, Resumed, Failed, Zero } });
-label!(ByteLabels { kind: Bytes { Acknowledged, Stored, Read } });
+label!(RestoreBlockLabels { outcome: RestoreBlockOutcome { Restored, Reused, Damaged } });
+label!(ByteLabels { kind: Bytes { Acknowledged, Stored, Read, Restored, Fetched } });
 words!(RequestKind { Put, Head, Get, List, Delete });
 words!(RequestOutcome { Answered, Failed });
 label!(WriteLabels { outcome: StatusWrite { Written, Identical, Conflict, Refused, Failed } });
 label!(DropLabels { cause: ReportDropped { WrongKey, Malformed, OtherAttempt, OtherPod, Repeated, Lower } });
 label!(CarrierLabels { carrier: Carrier { Http, Log, LastWord } });
-label!(KindLabels { kind: Kind { Backup, ClusterBackupTarget } });
+label!(KindLabels { kind: Kind { Backup, Restore, ClusterBackupTarget } });
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -76,7 +77,9 @@ type FloatGauge = Gauge<f64, AtomicU64>;
 pub struct Metrics {
     registry: Mutex<Registry>,
     backups: Family<StateLabels, Gauge<i64, AtomicI64>>,
+    restores: Family<StateLabels, Gauge<i64, AtomicI64>>,
     blocks: Family<BlockLabels, Counter>,
+    restore_blocks: Family<RestoreBlockLabels, Counter>,
     bytes: Family<ByteLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     retries: Counter,
@@ -108,7 +111,9 @@ impl Metrics {
         let metrics = Self {
             registry: Mutex::new(Registry::with_prefix("tidemark")),
             backups: Family::default(),
+            restores: Family::default(),
             blocks: Family::default(),
+            restore_blocks: Family::default(),
             bytes: Family::default(),
             requests: Family::default(),
             retries: Counter::default(),
@@ -132,8 +137,10 @@ impl Metrics {
     fn register_progress(&self) {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("backups", "Backup objects by state", self.backups.clone());
-        registry.register("blocks", "Blocks by what became of them", self.blocks.clone());
-        registry.register("volume_bytes", "Bytes acknowledged, stored and read", self.bytes.clone());
+        registry.register("restores", "Restore objects by state", self.restores.clone());
+        registry.register("blocks", "Blocks of backups by what became of them", self.blocks.clone());
+        registry.register("restore_blocks", "Blocks of restores by what became of them", self.restore_blocks.clone());
+        registry.register("volume_bytes", "Bytes by what became of them", self.bytes.clone());
         registry.register("store_requests", "Requests to the object store by kind and outcome", self.requests.clone());
         registry.register("store_retries", "Requests that were repeated", self.retries.clone());
         registry.register("store_throttles", "Requests the store asked to slow down", self.throttles.clone());
@@ -169,6 +176,9 @@ impl Metrics {
     /// A series that appears only with its first event has no rate for it: all begin at zero.
     fn begin_at_zero(&self) {
         BlockOutcome::ALL.iter().for_each(|&outcome| drop(self.blocks.get_or_create(&BlockLabels { outcome })));
+        RestoreBlockOutcome::ALL
+            .iter()
+            .for_each(|&outcome| drop(self.restore_blocks.get_or_create(&RestoreBlockLabels { outcome })));
         Bytes::ALL.iter().for_each(|&kind| drop(self.bytes.get_or_create(&ByteLabels { kind })));
         for (&kind, &outcome) in RequestKind::ALL.iter().flat_map(|k| RequestOutcome::ALL.iter().map(move |o| (k, o))) {
             drop(self.requests.get_or_create(&RequestLabels { kind, outcome }));
@@ -189,9 +199,12 @@ impl Metrics {
 
     /// The census of Backups: every state that exists is named, so that one that emptied goes to zero.
     pub fn set_backups(&self, counts: impl IntoIterator<Item = (&'static str, usize)>) {
-        for (state, count) in counts {
-            self.backups.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
+        set_counts(&self.backups, counts);
+    }
+
+    /// The census of Restores.
+    pub fn set_restores(&self, counts: impl IntoIterator<Item = (&'static str, usize)>) {
+        set_counts(&self.restores, counts);
     }
 
     pub fn set_acknowledgement_age(&self, oldest: Duration) {
@@ -238,24 +251,13 @@ impl Metrics {
     }
 
     /// Adds what an accepted report says more than the one before it; the first of an attempt has nothing before it.
-    pub fn report_accepted(&self, carrier: Carrier, before: (Progress, Requests), after: (Progress, Requests)) {
-        use BlockOutcome::*;
+    pub fn report_accepted(&self, carrier: Carrier, before: (Counters, Requests), after: (Counters, Requests)) {
         self.reports.get_or_create(&CarrierLabels { carrier }).inc();
         let ((p, r), (q, s)) = (before, after);
-        let blocks = |outcome, from: u64, to: u64| {
-            self.blocks.get_or_create(&BlockLabels { outcome }).inc_by(to.saturating_sub(from));
-        };
-        blocks(Uploaded, p.uploaded_blocks, q.uploaded_blocks);
-        blocks(Reused, p.reused_blocks, q.reused_blocks);
-        blocks(Resumed, p.resumed_blocks, q.resumed_blocks);
-        blocks(Failed, p.failed_blocks, q.failed_blocks);
-        blocks(Zero, p.zero_blocks, q.zero_blocks);
-        let bytes = |kind, from: u64, to: u64| {
-            self.bytes.get_or_create(&ByteLabels { kind }).inc_by(to.saturating_sub(from));
-        };
-        bytes(Bytes::Acknowledged, p.acknowledged_bytes, q.acknowledged_bytes);
-        bytes(Bytes::Stored, p.stored_bytes, q.stored_bytes);
-        bytes(Bytes::Read, p.read_bytes, q.read_bytes);
+        match q {
+            Counters::Backup(_) => self.backed_up(&p, &q),
+            Counters::Restore(_) => self.restored(&p, &q),
+        }
         self.requests_ended(r, s);
         self.retries.inc_by(s.retried.saturating_sub(r.retried));
         self.throttles.inc_by(s.throttled.saturating_sub(r.throttled));
@@ -280,28 +282,71 @@ impl Metrics {
             }
         }
     }
+
+    fn backed_up(&self, before: &Counters, after: &Counters) {
+        use BlockOutcome::*;
+        let (p, q) = (before.backup(), after.backup());
+        let blocks = |outcome, from: u64, to: u64| {
+            self.blocks.get_or_create(&BlockLabels { outcome }).inc_by(to.saturating_sub(from));
+        };
+        blocks(Uploaded, p.uploaded_blocks, q.uploaded_blocks);
+        blocks(Reused, p.reused_blocks, q.reused_blocks);
+        blocks(Resumed, p.resumed_blocks, q.resumed_blocks);
+        blocks(Failed, p.failed_blocks, q.failed_blocks);
+        blocks(Zero, p.zero_blocks, q.zero_blocks);
+        self.moved(Bytes::Acknowledged, p.acknowledged_bytes, q.acknowledged_bytes);
+        self.moved(Bytes::Stored, p.stored_bytes, q.stored_bytes);
+        self.moved(Bytes::Read, p.read_bytes, q.read_bytes);
+    }
+
+    fn restored(&self, before: &Counters, after: &Counters) {
+        use RestoreBlockOutcome::*;
+        let (p, q) = (before.restore(), after.restore());
+        let blocks = |outcome, from: u64, to: u64| {
+            self.restore_blocks.get_or_create(&RestoreBlockLabels { outcome }).inc_by(to.saturating_sub(from));
+        };
+        blocks(Restored, p.written_blocks, q.written_blocks);
+        blocks(Reused, p.reused_blocks, q.reused_blocks);
+        blocks(Damaged, p.failed_blocks, q.failed_blocks);
+        self.moved(Bytes::Restored, p.restored_bytes, q.restored_bytes);
+        self.moved(Bytes::Fetched, p.fetched_bytes, q.fetched_bytes);
+    }
+
+    fn moved(&self, kind: Bytes, from: u64, to: u64) {
+        self.bytes.get_or_create(&ByteLabels { kind }).inc_by(to.saturating_sub(from));
+    }
+}
+
+fn set_counts(
+    family: &Family<StateLabels, Gauge<i64, AtomicI64>>,
+    counts: impl IntoIterator<Item = (&'static str, usize)>,
+) {
+    for (state, count) in counts {
+        family.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::progress::FailedRequests;
+    use crate::model::{Progress, RestoreProgress, progress::FailedRequests};
 
     #[test]
     fn counters_grow_by_what_a_report_says_more() {
         let metrics = Metrics::new();
-        let first =
-            (Progress { uploaded_blocks: 3, ..Progress::default() }, Requests { put: 3, ..Requests::default() });
+        let uploaded = |n| Counters::Backup(Progress { uploaded_blocks: n, ..Progress::default() });
+        let first = (uploaded(3), Requests { put: 3, ..Requests::default() });
         let failed = FailedRequests { put: 1, ..FailedRequests::default() };
-        let second = (
-            Progress { uploaded_blocks: 5, ..Progress::default() },
-            Requests { put: 6, retried: 1, failed, ..first.1 },
-        );
+        let second = (uploaded(5), Requests { put: 6, retried: 1, failed, ..first.1 });
+        let restored = RestoreProgress { written_blocks: 4, reused_blocks: 2, ..RestoreProgress::default() };
+        metrics.report_accepted(Carrier::Http, Default::default(), (Counters::Restore(restored), Requests::default()));
         metrics.report_accepted(Carrier::Http, Default::default(), first);
         metrics.report_accepted(Carrier::Log, first, second);
         let text = metrics.encode();
         for line in [
             "tidemark_blocks_total{outcome=\"Uploaded\"} 5",
+            "tidemark_restore_blocks_total{outcome=\"Restored\"} 4",
+            "tidemark_restore_blocks_total{outcome=\"Reused\"} 2",
             "tidemark_store_requests_total{kind=\"Put\",outcome=\"Answered\"} 5",
             "tidemark_store_requests_total{kind=\"Put\",outcome=\"Failed\"} 1",
             "tidemark_store_retries_total 1",

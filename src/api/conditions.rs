@@ -51,6 +51,15 @@ words! {
         DataAcknowledged,
         /// The record was acknowledged, read back and found equal.
         RecordCommitted,
+        // Restore.
+        /// The volume to be filled is there (or none has to be made).
+        VolumeReady,
+        /// Every block of the backup is on the volume, and its checksum held.
+        DataRestored,
+        /// The volume put everything on stable storage.
+        DataFlushed,
+        /// The claim is bound to the filled volume. Only for a claim.
+        VolumeBound,
         // ClusterBackupTarget.
         /// The last probe reached the bucket.
         Reachable,
@@ -60,6 +69,8 @@ words! {
         CredentialsScoped,
         /// The store's clock and ours differ by less than a minute.
         ClockInStep,
+        /// The last look through the bucket counted everything and found every record readable.
+        Catalogued,
     }
 }
 
@@ -69,6 +80,7 @@ words! {
         // Pending.
         WaitingForSource,
         WaitingForTarget,
+        WaitingForBackup,
         QuotaExceeded,
         Queued,
         // Snapshotting.
@@ -79,6 +91,9 @@ words! {
         // InProgress.
         Planning,
         Uploading,
+        Restoring,
+        // Flushing.
+        Flushing,
         // Committing.
         WritingRecord,
         ReadingBack,
@@ -91,7 +106,12 @@ words! {
         NamespaceNotAllowed,
         HostDeviceNotAllowed,
         HostDeviceNotSupported,
+        // Error: a Restore is refused before any worker starts.
+        TargetNotSupported,
+        BackupNotCompleted,
+        BackupDeleted,
         InvalidSpec,
+        ImportNotAllowed,
         // Error: what comes next (Reconciling and Stalled).
         WaitingForRetry,
         RetriesExhausted,
@@ -112,6 +132,11 @@ words! {
         AllBlocksAcknowledged,
         RecordOutstanding,
         RecordReadBack,
+        // DataRestored, DataFlushed.
+        AllBlocksRestored,
+        BlocksLost,
+        FlushOutstanding,
+        Flushed,
         // ClusterBackupTarget.
         Available,
         Probing,
@@ -126,6 +151,9 @@ words! {
         SeveralDefaults,
         StillReferenced,
         LimitInvalid,
+        Counted,
+        NotCountedYet,
+        RecordsDamaged,
     }
 }
 

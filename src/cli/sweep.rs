@@ -6,9 +6,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    CliError,
-    list::volumes,
-    say,
+    CliError, say,
     show::ShowOptions,
     sweeping::{check_all_deleted, connect, print_plan, sentence, sweep_of, watch_sweep},
     target::{Reach, StoreOptions, TargetUrl},
@@ -17,6 +15,7 @@ use super::{
 use crate::{
     model::VolumeName,
     store::{
+        catalogue::volumes,
         janitor::Wanted,
         sweep::{Sweep, SweepProgress},
     },

@@ -93,6 +93,8 @@ pub const SEGMENT_INTERVAL_MIN: Duration = Duration::from_secs(5);
 // --- Reports.
 /// One report line, terminated: fits the kubelet's 4096-byte termination message.
 pub const REPORT_BYTES_MAX: usize = 4000;
+/// Damaged blocks a report and a status name: 10 of about 220 bytes leave room for the rest of the line.
+pub const DAMAGED_LISTED_MAX: usize = 10;
 /// A line on stdout, and at each change of phase.
 pub const REPORT_LOG_INTERVAL: Duration = Duration::from_secs(15);
 /// The last word is rewritten this often.
@@ -107,6 +109,44 @@ pub const SMALL_OBJECT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const RECORD_BYTES_MAX: u64 = VOLUME_BLOCKS_MAX * 115;
 /// Uploads of a record above this many bytes stream from scratch instead of memory.
 pub const BODY_IN_MEMORY_MAX: u64 = 8 * 1024 * 1024;
+
+// --- The catalogue: 100,000 records × (16 B key + 8 B pointer, twice for the table's room, + ~200 B of facts) = 25 MiB.
+/// Records of one target that are remembered between two looks; those beyond are read again.
+pub const CATALOGUE_REMEMBERED_MAX: usize = 100_000;
+/// A look takes at most this share of the time: one that takes 30 s is made each 10 minutes.
+pub const CATALOGUE_SHARE: u32 = 20;
+/// One look through a target ends here: 50,000 volumes × 4 requests × 20 ms, twice.
+pub const CATALOGUE_DEADLINE: Duration = Duration::from_secs(2 * 3600);
+/// What the dead left is cleared everywhere this often: three LISTs for each volume. Where somebody works or died, with
+/// each look.
+pub const JANITOR_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// A store that acknowledges nothing for so long ends a look: the next one is minutes away.
+pub const CATALOGUE_STALL: Duration = Duration::from_secs(15);
+/// Looks through targets at once.
+pub const CATALOGUES_AT_ONCE: usize = 2;
+/// Records looked up for imports at once: each is one small GET.
+pub const LOOKUPS_AT_ONCE: usize = 8;
+/// A look-up is at most two small GETs with a retry.
+pub const LOOKUP_DEADLINE: Duration = Duration::from_secs(30);
+/// Backups that one look discovers: each is one request to the API server.
+pub const DISCOVERED_PER_LOOK: usize = 100;
+/// Records that discovery remembers for one target: 17 B each in a ConfigMap of at most 1 MiB.
+pub const DISCOVERED_REMEMBERED_MAX: usize = 50_000;
+const _: () = assert!(DISCOVERED_REMEMBERED_MAX * 17 < 1_000_000, "a ConfigMap holds no more");
+
+// --- Removing data.
+/// Removals at once: each holds one page of a listing, one record's entry and bitmaps (see Memory).
+pub const REMOVALS_AT_ONCE: usize = 2;
+/// One try at a removal ends here; the next goes on where it ended.
+pub const REMOVAL_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// Waits between two tries at a removal: doubled from the first to the last.
+pub const REMOVAL_BACKOFF_MIN: Duration = Duration::from_secs(5);
+pub const REMOVAL_BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
+/// So many removals of one target begin within a window by themselves, or a tenth of its Backups if that is more: a
+/// night's retention of ten or more dailies passes, a namespace deleted by mistake does not.
+pub const DELETIONS_PER_WINDOW: i64 = 20;
+pub const DELETIONS_SHARE: i64 = 10;
+pub const DELETION_WINDOW: Duration = Duration::from_secs(3600);
 
 // --- Restores: objects and decoded blocks each have `BUFFER_BYTES`.
 /// Threads that decode, hash and write: beyond this memory, not cores, is the limit.

@@ -8,7 +8,7 @@
 
 use super::shared::{Arrived, Failed, Gap, How, Job, Order, Shared};
 use crate::{
-    model::{BlockName, Compression, FailureReason, limits},
+    model::{BlockName, Compression, DamageReason, FailureReason, limits},
     store::codec,
 };
 
@@ -53,7 +53,7 @@ impl Worker<'_> {
             match decode(shared.plan.compression, &arrived, buffer) {
                 Ok(Decoded::IsObject) => objects.push(arrived),
                 Ok(Decoded::InBuffer) => decoded.push((arrived, buffer)),
-                Err(error) => shared.suspect(arrived.order, &arrived.key, &error),
+                Err(error) => shared.suspect(arrived.order, &arrived.key, DamageReason::Unreadable, &error),
             }
         }
         let mut names = vec![BlockName([0; 32]); decoded.len() + objects.len()];
@@ -75,11 +75,11 @@ impl Worker<'_> {
         let (shared, entry) = (self.shared, arrived.order.entry);
         if name != entry.block_checksum {
             let seen = format!("its bytes have the checksum {name}, not the one they are stored under");
-            return shared.suspect(arrived.order, &arrived.key, &seen);
+            return shared.suspect(arrived.order, &arrived.key, DamageReason::ChecksumMismatch, &seen);
         }
         if !codec::is_zero(&block[shared.target.length(entry.offset, block.len())..]) {
             let seen = format!("it goes on behind the volume's end at {}", shared.target.volume_bytes());
-            return shared.suspect(arrived.order, &arrived.key, &seen);
+            return shared.suspect(arrived.order, &arrived.key, DamageReason::ChecksumMismatch, &seen);
         }
         match shared.work.timed(self.thread, || shared.target.write(entry.offset, block)) {
             Ok(()) => shared.count(&entry, How::Written),

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    model::FailureReason,
+    model::{DamageReason, FailureReason},
     store::error::{ErrorKind, StoreError},
 };
 
@@ -15,6 +15,7 @@ pub struct Hole {
     /// Bytes from the start of the volume.
     pub offset: u64,
     pub key: String,
+    pub reason: DamageReason,
     /// What was seen.
     pub seen: String,
 }

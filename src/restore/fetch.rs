@@ -13,7 +13,7 @@ use super::{
     shared::{Arrived, Failed, Order, Shared},
 };
 use crate::{
-    model::{job::Limits, limits},
+    model::{DamageReason, job::Limits, limits},
     store::{
         client::Client,
         concurrency::Concurrency,
@@ -147,8 +147,10 @@ async fn get(client: &Client, shared: &Shared, order: Order, buffer: OwnedSemaph
             shared.work.place(Arrived { order, key, object: fetched.bytes, _buffer: buffer });
             return bytes;
         }
-        Ok(None) => shared.suspect(order, &key, &"the object is not in the store"),
-        Err(error) if error.kind == ErrorKind::Damaged => shared.suspect(order, &key, &error.seen),
+        Ok(None) => shared.suspect(order, &key, DamageReason::Missing, &"the object is not in the store"),
+        Err(error) if error.kind == ErrorKind::Damaged => {
+            shared.suspect(order, &key, DamageReason::Unreadable, &error.seen);
+        }
         Err(error) => shared.fail(Failed::Store(error)),
     }
     0

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Hole;
 use crate::{
-    model::{AttemptId, job::Limits},
+    model::{AttemptId, job::Limits, report::Plan},
     store::{client::Client, guard::Timing, record::RecordId},
 };
 
@@ -27,9 +27,12 @@ pub struct RestoreJob {
     pub locking: Locking,
     /// Told of every block that is given up, as it happens: only `HOLES_LISTED_MAX` of them are kept.
     pub on_hole: Option<OnHole>,
+    /// Told once what the record says of the volume.
+    pub on_plan: Option<OnPlan>,
 }
 
 pub type OnHole = Arc<dyn Fn(&Hole) + Send + Sync>;
+pub type OnPlan = Arc<dyn Fn(Plan) + Send + Sync>;
 
 impl RestoreJob {
     /// Refuses a target that exists, stops at the first damage, takes the volume's lock under the attempt's name.
@@ -44,6 +47,7 @@ impl RestoreJob {
             limits: Limits { concurrency: None, max_bytes_per_second: None },
             locking: Locking::Shared { attempt, timing: Timing::default() },
             on_hole: None,
+            on_plan: None,
         }
     }
 }

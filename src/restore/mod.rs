@@ -53,7 +53,7 @@ use crate::{
     },
 };
 pub use error::{HOLES_LISTED_MAX, Hole, Left, RestoreError};
-pub use job::{Damage, Locking, OnHole, Overwrite, RestoreJob, RestoreSummary};
+pub use job::{Damage, Locking, OnHole, OnPlan, Overwrite, RestoreJob, RestoreSummary};
 
 use entries::Entries;
 use open::Checked;
@@ -85,6 +85,9 @@ impl Restore {
         let plan = self.unless_cancelled(Plan::read(&self.job)).await?;
         let checked = Checked::check(&self.job, plan.volume_bytes)?;
         self.progress.send_modify(|p| p.total_blocks = plan.total_blocks);
+        if let Some(told) = &self.job.on_plan {
+            told(plan.facts());
+        }
         let locked = self.lock(&plan).await?;
         let ended = self.under_lock(plan, checked, locked.as_ref()).await;
         if let Some(locked) = locked {
@@ -216,10 +219,20 @@ impl Restore {
         }
         let p = *self.progress.borrow();
         let counted = p.restored_blocks() + p.failed_blocks;
-        match counted == ordered {
-            true => Ok(self.progress.send_modify(|p| p.total_blocks = ordered)),
-            false => Err(shared.explain(Failed::Bug(format!("{ordered} blocks were ordered, {counted} were counted")))),
+        if counted != ordered {
+            return Err(shared.explain(Failed::Bug(format!("{ordered} blocks were ordered, {counted} were counted"))));
         }
+        let said = shared.plan.total_blocks;
+        if ordered < said && self.job.damage == Damage::Stop {
+            let seen = format!("it names {ordered} blocks, its Size says {said}: some of the volume would be missing");
+            let error = StoreError::new(ErrorKind::Damaged, "GET", &shared.plan.record_key, seen);
+            return Err(shared.explain(Failed::Store(error)));
+        }
+        if ordered != said {
+            tracing::warn!(said, named = ordered, "Record's Size and its blocks do not agree");
+        }
+        self.progress.send_modify(|p| p.total_blocks = ordered);
+        Ok(())
     }
 
     /// Stable storage, then the last look.

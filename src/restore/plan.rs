@@ -2,7 +2,7 @@
 
 use super::{Left, RestoreError, RestoreJob};
 use crate::{
-    model::{BlockName, BlockSize, Compression, limits},
+    model::{BlockName, BlockSize, Compression, limits, report},
     store::{layout::VolumeLayout, record::RecordHead, survey, tombstone},
 };
 
@@ -45,6 +45,12 @@ impl Plan {
         let total_blocks = u64::try_from(head.size).unwrap_or(0) / block_size.bytes();
         let zeros = BlockName::of(&vec![0; block_size.len()]);
         Ok(Self { record_key: key, layout, head, block_size, compression, volume_bytes, total_blocks, zeros })
+    }
+
+    /// What is told of it.
+    pub(super) fn facts(&self) -> report::Plan {
+        let Self { volume_bytes, block_size, compression, .. } = *self;
+        report::Plan { volume_bytes, block_size, compression, parent: None }
     }
 }
 

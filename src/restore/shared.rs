@@ -21,7 +21,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    model::{FailureReason, limits},
+    model::{DamageReason, FailureReason, limits},
     store::{error::StoreError, lease::boottime, record::BlockEntry},
 };
 
@@ -204,13 +204,13 @@ impl Shared {
     }
 
     /// What came is not the block. A bad answer is not the store's damage: it is asked for once more.
-    pub(super) fn suspect(&self, mut order: Order, key: &str, seen: &dyn std::fmt::Display) {
+    pub(super) fn suspect(&self, mut order: Order, key: &str, reason: DamageReason, seen: &dyn std::fmt::Display) {
         if !order.is_second {
             tracing::warn!(offset = order.entry.offset, key, %seen, "Block is not what it should be, fetching it again");
             order.is_second = true;
             return order.send();
         }
-        let hole = Hole { offset: order.entry.offset, key: key.to_owned(), seen: seen.to_string() };
+        let hole = Hole { offset: order.entry.offset, key: key.to_owned(), reason, seen: seen.to_string() };
         if self.damage == Damage::Stop {
             return self.fail(Failed::Block(hole));
         }

@@ -7,10 +7,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender};
 use super::{
     Hole,
     entries::Entries,
-    shared::{Failed, Gap, Order, Shared},
+    shared::{Failed, Gap, How, Order, Shared},
     target::DataCursor,
 };
-use crate::{model::limits, store::record::BlockEntry};
+use crate::{
+    model::{DamageReason, limits},
+    store::record::BlockEntry,
+};
 
 pub(super) struct Walker {
     shared: Arc<Shared>,
@@ -45,7 +48,8 @@ impl Walker {
             if entry.offset >= volume_bytes {
                 let seen = format!("it lies outside the volume of {volume_bytes} bytes");
                 let key = self.shared.plan.record_key.clone();
-                return Err(Failed::Block(Hole { offset: entry.offset, key, seen }));
+                let reason = DamageReason::Unreadable;
+                return Err(Failed::Block(Hole { offset: entry.offset, key, reason, seen }));
             }
             self.gap(entry.offset).await;
             self.order(entry).await;
@@ -69,12 +73,16 @@ impl Walker {
     async fn order(&mut self, entry: BlockEntry) {
         let (from, to) = (entry.offset, entry.offset + self.shared.plan.block_size.bytes());
         let may_hold_data = self.shared.target.may_hold_data(&mut self.cursor, from, to);
-        let order = Order { entry, fetch: self.fetch.clone(), is_second: false, _room: self.take_room().await };
+        let (is_zeros, is_reused) = (entry.block_checksum == self.shared.plan.zeros, self.shared.target.is_reused());
         self.ordered += 1;
         self.done_to = to;
-        if entry.block_checksum == self.shared.plan.zeros {
+        if is_zeros && !may_hold_data {
+            return self.shared.count(&entry, if is_reused { How::Reused } else { How::Written });
+        }
+        let order = Order { entry, fetch: self.fetch.clone(), is_second: false, _room: self.take_room().await };
+        if is_zeros {
             self.shared.work.zero(Gap { from, to, block: Some(order), _room: None });
-        } else if may_hold_data && self.shared.target.is_reused() {
+        } else if may_hold_data && is_reused {
             self.shared.work.compare(order);
         } else {
             order.send();

@@ -9,6 +9,7 @@
 //! * `ledger`    receipts, and the proof that nothing is open
 //! * `journal`   what a later attempt need not read again
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
+//! * `catalogue` what a target holds, with few requests
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
 //! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
@@ -17,6 +18,7 @@
 //! * `scratch`   tables too large for memory
 
 pub mod adopt;
+pub mod catalogue;
 pub mod client;
 pub mod codec;
 pub mod concurrency;

@@ -158,6 +158,7 @@ impl S3 {
         loop {
             let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
             let request = request.delimiter("/").set_continuation_token(token.clone());
+            let request = request.customize().interceptor(WholeDocument("</ListBucketResult>"));
             let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
             for folder in reply.common_prefixes().iter().filter_map(|p| p.prefix()) {
                 let folder = folder.strip_prefix(&self.location.prefix).filter(|f| f.starts_with(prefix));

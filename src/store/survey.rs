@@ -20,6 +20,8 @@ use crate::model::{BackupName, BlockSize, Compression, FailureReason, VolumeName
 
 /// The head of a record is found in its first bytes: Longhorn writes `Blocks` last but one.
 const HEAD_BYTES: u64 = 64 * 1024;
+/// And nearly always in the first of these: a dozen labels are 1 KiB. A catalogue reads thousands of them.
+const HEAD_BYTES_FIRST: u64 = 8 * 1024;
 
 /// `volume.cfg` and the record to build on.
 #[derive(Debug, Clone)]
@@ -102,19 +104,20 @@ async fn newest_record(
 /// Everything of a record but its blocks, from its first bytes.
 pub async fn read_head(client: &Client, key: &str) -> Result<Option<RecordHead>, StoreError> {
     let damaged = |e: &dyn std::fmt::Display| StoreError::new(ErrorKind::Damaged, "GET", key, e);
-    let Some(fetched) = client.get(key, Range::part(0, HEAD_BYTES)).await? else {
-        return Ok(None);
-    };
-    let blocks = b",\"Blocks\":[";
-    let at = fetched.bytes.windows(blocks.len()).position(|w| w == blocks);
-    let head = match at {
-        Some(at) => [&fetched.bytes[..at], b"}"].concat(),
-        None if fetched.meta.size <= HEAD_BYTES => fetched.bytes.to_vec(),
-        None => return Err(damaged(&"its head is longer than 64 KiB")),
-    };
-    let head: RecordHead =
-        serde_json::from_slice(&head).map_err(|e| damaged(&format!("it is no backup config: {e}")))?;
-    Ok(Some(head))
+    for bytes in [HEAD_BYTES_FIRST, HEAD_BYTES] {
+        let Some(fetched) = client.get(key, Range::part(0, bytes)).await? else {
+            return Ok(None);
+        };
+        let blocks = b",\"Blocks\":[";
+        let at = fetched.bytes.windows(blocks.len()).position(|w| w == blocks);
+        let head = match at {
+            Some(at) => [&fetched.bytes[..at], b"}"].concat(),
+            None if fetched.meta.size <= bytes => fetched.bytes.to_vec(),
+            None => continue,
+        };
+        return serde_json::from_slice(&head).map(Some).map_err(|e| damaged(&format!("it is no backup config: {e}")));
+    }
+    Err(damaged(&"its head is longer than 64 KiB"))
 }
 
 impl Survey {

@@ -1,4 +1,5 @@
-//! Blocks up: from a source to a sealed record. Knows volumes and the store, never Kubernetes.
+//! Blocks up: from a source to a sealed record. Knows volumes and the store, never Kubernetes. The `worker` command runs
+//! the other direction too, which is `restore`'s.
 //!
 //! * `attempt`     one attempt, top down: read this first
 //! * `source`      what is backed up, opened once and identified
@@ -6,17 +7,22 @@
 //! * `pipeline`    the coordinator: where blocks become acknowledged
 //! * `buffers`     its bound
 //! * `resume`      what an earlier attempt spares this one
+//! * `restoring`   one attempt of a restore; `landing` is where it ends
+//! * `tell`        how an attempt changes its report
 //! * `reporter`    the three carriers of the report
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
 pub mod attempt;
 pub mod buffers;
 pub mod compute;
+mod landing;
 pub mod pipeline;
 pub mod reporter;
+pub mod restoring;
 pub mod resume;
 pub mod serve;
 pub mod source;
+mod tell;
 
 pub use attempt::Attempt;
 pub use serve::{WorkerOptions, serve};

@@ -11,8 +11,8 @@ use std::{
 use jiff::Timestamp;
 use tidemark::{
     model::{
-        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation,
-        job::{Deadlines, JOB_VERSION, Limits, Mode, Owner, S3Location, SnapshotRef, Source},
+        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation, Task,
+        job::{BackupTask, Deadlines, JOB_VERSION, Limits, Mode, Owner, S3Location, SnapshotRef, Source},
     },
     store::{
         codec,
@@ -38,13 +38,7 @@ pub fn quick() -> Timing {
 
 /// A job for an image below a new Backup uid; change its fields as the test needs.
 pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
-    JobSpec {
-        v: JOB_VERSION,
-        backup_uid: uid.into(),
-        attempt: AttemptId::new(attempt, [attempt as u8; 10]),
-        attempt_number: attempt as u32,
-        store: StoreLocation::Directory { path: PathBuf::from("/nowhere") },
-        volume: "pvc-test".parse().expect("a volume name"),
+    let task = BackupTask {
         compression: Compression::Lz4,
         block_size: BlockSize::Mi2,
         source: Source { path: image.to_owned(), root: None, bytes: None },
@@ -57,11 +51,33 @@ pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
             shared_with_clusters: false,
         },
         labels: BTreeMap::new(),
+    };
+    JobSpec {
+        v: JOB_VERSION,
+        uid: uid.into(),
+        attempt: AttemptId::new(attempt, [attempt as u8; 10]),
+        attempt_number: attempt as u32,
+        store: StoreLocation::Directory { path: PathBuf::from("/nowhere") },
+        volume: "pvc-test".parse().expect("a volume name"),
+        task: Task::Backup(task),
         limits: Limits { concurrency: None, max_bytes_per_second: None },
         deadlines: Deadlines { stall_seconds: 60, total: now() + jiff::SignedDuration::from_hours(1) },
         report_key: ReportKey::new([7; 32]),
         pod: "test-pod".into(),
     }
+}
+
+/// The same job of a backup, with a change of its task.
+pub fn with_task(mut job: JobSpec, change: impl FnOnce(&mut BackupTask)) -> JobSpec {
+    match &mut job.task {
+        Task::Backup(task) => change(task),
+        Task::Restore(_) => panic!("{job:?} is no backup"),
+    }
+    job
+}
+
+pub fn with_mode(job: JobSpec, mode: Mode) -> JobSpec {
+    with_task(job, |task| task.mode = mode)
 }
 
 pub fn now() -> Timestamp {

@@ -115,8 +115,9 @@ impl Past {
             let path = folder.path().join(format!("image-{i}"));
             let first = if i == 0 { Block::Text(0) } else { Block::Text(100 + i as u64) };
             Image::of(&path, &[first, Block::Text(1), Block::Text(2)]);
-            let mut spec = job::job(&path, &format!("uid-{i}"), 1 + i as u64);
-            spec.snapshot.created = job::now() + jiff::SignedDuration::from_secs(i as i64);
+            let created = job::now() + jiff::SignedDuration::from_secs(i as i64);
+            let spec = job::job(&path, &format!("uid-{i}"), 1 + i as u64);
+            let spec = job::with_task(spec, |task| task.snapshot.created = created);
             let ran = job::run(spec, job::directory(&store)).await;
             records.push(ran.record());
             images.push(path);
@@ -189,11 +190,14 @@ pub enum Lie {
     Beheaded,
 }
 
+/// Which request, by number and key, is lied to.
+type Which = Box<dyn Fn(u64, &str) -> Option<Lie> + Send + Sync>;
+
 /// A store whose listings lie: those of which `which` says so, by their number and prefix.
 pub struct Lying {
     inner: Arc<dyn Objects>,
     lists: AtomicU64,
-    which: Box<dyn Fn(u64, &str) -> Option<Lie> + Send + Sync>,
+    which: Which,
 }
 
 impl Lying {

@@ -38,8 +38,8 @@ pub struct Expected<'a> {
     pub key: &'a ReportKey,
     /// The newest report believed so far.
     pub last: Option<&'a Report>,
-    /// Acknowledged blocks that status shows for this attempt.
-    pub acknowledged: u64,
+    /// Blocks that count, as status shows them for this attempt.
+    pub done: u64,
 }
 
 /// What became of a line.
@@ -74,12 +74,12 @@ pub fn accept(line: &str, expected: Expected<'_>) -> Verdict {
             return Verdict::Dropped(ReportDropped::Repeated);
         }
     }
-    let progress = &report.progress;
-    let floor = expected.last.map_or(0, |l| l.progress.acknowledged_blocks).max(expected.acknowledged);
-    if progress.acknowledged_blocks < floor {
+    let counters = &report.counters;
+    let floor = expected.last.map_or(0, |l| l.counters.done_blocks()).max(expected.done);
+    if counters.done_blocks() < floor {
         return Verdict::Dropped(ReportDropped::Lower);
     }
-    if progress.acknowledged_blocks > progress.total_blocks {
+    if counters.done_blocks() > counters.total_blocks() {
         return Verdict::Dropped(ReportDropped::Malformed);
     }
     Verdict::New(Box::new(report))
@@ -91,7 +91,7 @@ pub struct Ear {
     listening_since: Timestamp,
     heard: Option<Heard>,
     log_read: Option<Timestamp>,
-    /// Moments and acknowledged bytes of the last half minute.
+    /// Moments and bytes that counted in the last half minute.
     rates: VecDeque<(Timestamp, u64)>,
 }
 
@@ -113,13 +113,13 @@ impl Ear {
             Some(before) => report.requests.throttled > before.report.requests.throttled,
             None => false,
         };
-        self.rates.push_back((now, report.progress.acknowledged_bytes));
+        self.rates.push_back((now, report.counters.done_bytes()));
         while self.rates.len() > 2 && self.rates.front().is_some_and(|(at, _)| until(now, *at) > RATE_WINDOW) {
             self.rates.pop_front();
         }
         let bytes_per_second = self.rates.front().and_then(|(at, bytes)| {
             let millis = u64::try_from(until(now, *at).as_millis()).ok().filter(|ms| *ms >= 1000)?;
-            Some(report.progress.acknowledged_bytes.saturating_sub(*bytes).saturating_mul(1000) / millis)
+            Some(report.counters.done_bytes().saturating_sub(*bytes).saturating_mul(1000) / millis)
         });
         self.heard = Some(Heard { report, by, at: now, throttled, bytes_per_second });
     }
@@ -132,8 +132,8 @@ pub struct Listener<'a> {
     pub attempt: &'a AttemptRef,
     pub id: &'a AttemptId,
     pub run: &'a Run,
-    /// Acknowledged blocks that status shows for this attempt.
-    pub acknowledged: u64,
+    /// Blocks that count, as status shows them for this attempt.
+    pub done: u64,
 }
 
 impl Listener<'_> {
@@ -179,13 +179,7 @@ impl Listener<'_> {
 
     fn judge(&self, ear: &mut Ear, line: &str, by: HeardBy, now: Timestamp) {
         let last = ear.heard.as_ref().map(|h| &h.report);
-        let expected = Expected {
-            attempt: self.id,
-            pod: &self.run.pod,
-            key: &self.run.key,
-            last,
-            acknowledged: self.acknowledged,
-        };
+        let expected = Expected { attempt: self.id, pod: &self.run.pod, key: &self.run.key, last, done: self.done };
         match accept(line, expected) {
             Verdict::New(report) => {
                 let carrier = match by {
@@ -194,10 +188,9 @@ impl Listener<'_> {
                     HeardBy::LastWord => Carrier::LastWord,
                 };
                 // The first report an operator hears of an attempt is what the counters begin from.
-                let after = (report.progress, report.requests);
-                let before = last.map_or(if self.acknowledged > 0 { after } else { Default::default() }, |l| {
-                    (l.progress, l.requests)
-                });
+                let after = (report.counters, report.requests);
+                let before =
+                    last.map_or(if self.done > 0 { after } else { Default::default() }, |l| (l.counters, l.requests));
                 self.metrics.report_accepted(carrier, before, after);
                 ear.believe(*report, by, now);
             }
@@ -220,7 +213,7 @@ impl Listener<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Phase, Progress, Requests, report::REPORT_VERSION};
+    use crate::model::{Counters, Phase, Progress, Requests, report::REPORT_VERSION};
 
     fn id(n: u64) -> AttemptId {
         AttemptId::new(n, [0; 10])
@@ -234,9 +227,14 @@ mod tests {
             sequence,
             time: Timestamp::UNIX_EPOCH,
             phase: Phase::Uploading,
-            progress: Progress { total_blocks: 10, acknowledged_blocks: acknowledged, ..Progress::default() },
+            counters: Counters::Backup(Progress {
+                total_blocks: 10,
+                acknowledged_blocks: acknowledged,
+                ..Progress::default()
+            }),
             requests: Requests::default(),
             plan: None,
+            damaged: vec![],
             failure: None,
             outcome: None,
         }
@@ -246,7 +244,7 @@ mod tests {
     fn law_8_late_repeated_forged_and_strange_reports_change_nothing() {
         let key = ReportKey::new([1; 32]);
         let (attempt, last) = (id(2), report(5, 4));
-        let expected = Expected { attempt: &attempt, pod: "pod", key: &key, last: Some(&last), acknowledged: 4 };
+        let expected = Expected { attempt: &attempt, pod: "pod", key: &key, last: Some(&last), done: 4 };
         let judge = |report: &Report| accept(&report.encode(&key), expected);
         assert_eq!(judge(&report(6, 4)), Verdict::New(Box::new(report(6, 4))));
         assert_eq!(judge(&report(5, 4)), Verdict::Known);
@@ -264,7 +262,7 @@ mod tests {
     fn law_3_a_new_leader_believes_nothing_below_what_status_shows() {
         let key = ReportKey::new([1; 32]);
         let attempt = id(2);
-        let expected = Expected { attempt: &attempt, pod: "pod", key: &key, last: None, acknowledged: 4 };
+        let expected = Expected { attempt: &attempt, pod: "pod", key: &key, last: None, done: 4 };
         assert_eq!(accept(&report(1, 3).encode(&key), expected), Verdict::Dropped(ReportDropped::Lower));
         assert!(matches!(accept(&report(1, 4).encode(&key), expected), Verdict::New(_)));
     }
@@ -285,11 +283,10 @@ mod tests {
         for order in orders {
             let mut last: Option<Report> = None;
             for &i in &order {
-                let expected =
-                    Expected { attempt: &attempt, pod: "pod", key: &key, last: last.as_ref(), acknowledged: 0 };
+                let expected = Expected { attempt: &attempt, pod: "pod", key: &key, last: last.as_ref(), done: 0 };
                 if let Verdict::New(report) = accept(&lines[i], expected) {
-                    let before = last.as_ref().map_or(0, |l| l.progress.acknowledged_blocks);
-                    assert!(report.progress.acknowledged_blocks > before, "{order:?}");
+                    let before = last.as_ref().map_or(0, |l| l.counters.done_blocks());
+                    assert!(report.counters.done_blocks() > before, "{order:?}");
                     last = Some(*report);
                 }
             }
@@ -304,7 +301,8 @@ mod tests {
         let mut ear = Ear::new(at(0));
         for second in 0..60 {
             let mut r = report(second + 1, 1);
-            r.progress.acknowledged_bytes = if second < 20 { second * 10 } else { 200 + (second - 20) * 1000 };
+            let acknowledged_bytes = if second < 20 { second * 10 } else { 200 + (second - 20) * 1000 };
+            r.counters = Counters::Backup(Progress { acknowledged_bytes, ..Progress::default() });
             ear.believe(r, HeardBy::Http, at(second as i64));
         }
         let rate = ear.heard().and_then(|h| h.bytes_per_second).expect("a rate");

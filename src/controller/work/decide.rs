@@ -1,4 +1,4 @@
-//! What is done about a Backup: `decide(&Observed, now) -> Decision`, pure and total.
+//! What is done about an object: `decide(&Observed, now) -> Decision`, pure and total.
 //!
 //! The state in status is where the decision begins; there is no other memory. A step is one act that may be repeated;
 //! what it changed is seen on the next pass. Status is written before the step is done, so that an attempt stands in
@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::{
     observe::{
-        Finalizer, Heard, Keys, Life, Observed, SourceSeen, Target, TargetSeen, WorkerSeen, failure_reason,
+        Finalizer, Heard, Keys, Life, Observed, Place, Refusal, Seen, Target, WorkerSeen, failure_reason,
         has_progressed,
     },
     queue::{Limit, Slot},
@@ -23,7 +23,7 @@ use super::{
     standing::{Activity, Chosen, Failed, Standing, WhatNext},
 };
 use crate::{
-    api::{BackupState, Cause, Reason, backup::QueueLimit},
+    api::{Cause, Reason, Stage, backup::QueueLimit},
     controller::time::{later, until},
     model::{Failure, FailureReason, Outcome, Phase},
 };
@@ -58,18 +58,21 @@ pub const QUIET: Duration = Duration::from_secs(10);
 const DEADLINE_GRACE: Duration = Duration::from_secs(60);
 /// A worker that said its last word has this long to end by itself.
 const LEAVE_GRACE: Duration = Duration::from_secs(30);
+/// What is due is looked at not before this, in case it cannot be done at once, and a timer is not set for longer than that.
+const LOOK_AGAIN_MIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
 
-/// What is to be done now, and how the Backup stands.
+/// What is to be done now, and how the object stands.
 pub fn decide(o: &Observed, now: Timestamp) -> Decision {
     if o.wish.life == Life::Deleting {
         return deleting(o);
     }
     match o.status.state {
-        Some(BackupState::Completed | BackupState::Cancelled | BackupState::Deleting) => history(o, now),
+        Some(Stage::Completed | Stage::Cancelled | Stage::Deleting) => history(o, now),
         _ if o.wish.cancel => cancelling(o),
-        None | Some(BackupState::Pending) => pending(o, now),
-        Some(BackupState::Error) => resting(o, now),
-        Some(BackupState::Snapshotting | BackupState::InProgress | BackupState::Committing) => {
+        None | Some(Stage::Pending) => pending(o, now),
+        Some(Stage::Error) => resting(o, now),
+        Some(Stage::Starting | Stage::InProgress | Stage::Closing) => {
             match o.status.reason.as_deref() == Some(Cause::WaitingForOldWorker.as_str()) {
                 true => pending(o, now),
                 false => running(o, now),
@@ -83,7 +86,13 @@ fn deleting(o: &Observed) -> Decision {
     match &o.worker {
         WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Deleting),
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) }),
-        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => decided(Step::RemoveFinalizer, unchanged),
+        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present && !o.wish.holds => {
+            decided(Step::RemoveFinalizer, unchanged)
+        }
+        // What is to go with it is looked after by upkeep, which sees on the next pass that the worker is gone.
+        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => {
+            decided(Step::Nothing, Standing::Unchanged { again: Some(Duration::from_secs(1)) })
+        }
         WorkerSeen::Absent => decided(Step::Nothing, unchanged),
     }
 }
@@ -98,8 +107,19 @@ fn history(o: &Observed, now: Timestamp) -> Decision {
             decided(step, look(Some(Duration::from_secs(1))))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, look(Some(Duration::ZERO))),
-        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => decided(Step::RemoveFinalizer, look(None)),
-        WorkerSeen::Absent => decided(Step::Nothing, look(None)),
+        WorkerSeen::Absent => {
+            let again = o.wish.look_again.map(|at| until(at, now).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
+            decided(idle_finalizer(o), look(again))
+        }
+    }
+}
+
+/// What is done about the finalizer while no worker is there and none will come by itself.
+fn idle_finalizer(o: &Observed) -> Step {
+    match (o.wish.finalizer, o.wish.holds) {
+        (Finalizer::Absent, true) => Step::AddFinalizer,
+        (Finalizer::Present, false) => Step::RemoveFinalizer,
+        (Finalizer::Absent, false) | (Finalizer::Present, true) => Step::Nothing,
     }
 }
 
@@ -117,14 +137,12 @@ fn cancelling(o: &Observed) -> Decision {
 
 /// No attempt is under way: the first one, or the next, is to begin.
 fn pending(o: &Observed, now: Timestamp) -> Decision {
-    let source = match &o.source {
-        Ok(source) => source,
-        Err(refusal) => return refused(o, refusal.reason, refusal.message.clone(), now),
-    };
-    let target = match &o.target {
-        TargetSeen::Usable(target) => target,
-        TargetSeen::Refused(refusal) => return refused(o, refusal.reason, refusal.message.clone(), now),
-        TargetSeen::Waiting(missing) => return waiting_for_target(o, missing, now),
+    let (place, target) = match (&o.place, &o.target) {
+        (Seen::Usable(place), Seen::Usable(target)) => (place, target),
+        (Seen::Refused(refusal), _) | (Seen::Usable(_), Seen::Refused(refusal)) => {
+            return refused(o, refusal.reason, refusal.message.clone(), now);
+        }
+        (Seen::Waiting(missing), _) | (Seen::Usable(_), Seen::Waiting(missing)) => return waiting(o, missing, now),
     };
     if now >= waiting_deadline(o, o.wish.deadlines.total, now) {
         let message = format!("No attempt could begin within deadlines.total ({} s)", o.wish.deadlines.total.as_secs());
@@ -137,7 +155,7 @@ fn pending(o: &Observed, now: Timestamp) -> Decision {
         }
         WorkerSeen::Absent => {}
     }
-    let chosen = Box::new(chosen(source, target));
+    let chosen = Box::new(chosen(place, target));
     match (o.slot, o.wish.finalizer) {
         (Slot::Gathering, _) => decided(Step::AskForSlot, Standing::Queued { limit: None, chosen }),
         (Slot::Waiting(limit), _) => {
@@ -165,26 +183,21 @@ fn shown_limit(o: &Observed) -> Option<Limit> {
     }
 }
 
-fn chosen(source: &SourceSeen, target: &Target) -> Chosen {
-    Chosen {
-        target: target.chosen.clone(),
-        volume: source.volume.clone(),
-        path: source.path.display().to_string(),
-        node: source.node.clone(),
-    }
+fn chosen(place: &Place, target: &Target) -> Chosen {
+    Chosen { target: target.chosen.clone(), location: target.resolved.location.clone(), place: place.clone() }
 }
 
-fn waiting_for_target(o: &Observed, missing: &str, now: Timestamp) -> Decision {
-    // Before the first attempt the wait has a deadline of its own; later the whole Backup's is enough.
+fn waiting(o: &Observed, missing: &Refusal, now: Timestamp) -> Decision {
+    // Before the first attempt the wait has a deadline of its own; later the whole deadline is enough.
     let (limit, name) = match o.status.attempt {
         None => (o.wish.deadlines.start, "start"),
         Some(_) => (o.wish.deadlines.total, "total"),
     };
     if now >= waiting_deadline(o, limit, now) {
-        let message = format!("{missing} (waited for deadlines.{name}, {} s)", limit.as_secs());
-        return refused(o, Cause::WaitingForTarget.into(), message, now);
+        let message = format!("{} (waited for deadlines.{name}, {} s)", missing.message, limit.as_secs());
+        return refused(o, missing.reason, message, now);
     }
-    decided(Step::Nothing, Standing::WaitingForTarget { missing: missing.to_owned() })
+    decided(Step::Nothing, Standing::Waiting { missing: missing.clone() })
 }
 
 /// Waiting is counted from the start of work, or from the last failure.
@@ -212,9 +225,7 @@ fn resting(o: &Observed, now: Timestamp) -> Decision {
             decided(step, soon(Duration::from_secs(1)))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, soon(Duration::ZERO)),
-        WorkerSeen::Absent if again.is_none() && o.wish.finalizer == Finalizer::Present => {
-            decided(Step::RemoveFinalizer, Standing::Unchanged { again: None })
-        }
+        WorkerSeen::Absent if again.is_none() => decided(idle_finalizer(o), Standing::Unchanged { again: None }),
         WorkerSeen::Absent => decided(Step::Nothing, Standing::Unchanged { again }),
     }
 }
@@ -224,7 +235,7 @@ fn running(o: &Observed, now: Timestamp) -> Decision {
     if let Some(ended) = completed(o).or_else(|| said_failure(o, now)) {
         return ended;
     }
-    let was_heard = o.status.state != Some(BackupState::Snapshotting);
+    let was_heard = o.status.state != Some(Stage::Starting);
     match &o.worker {
         WorkerSeen::Absent if was_heard => {
             let message = "The worker and everything it was given are gone from this machine";
@@ -241,19 +252,18 @@ fn running(o: &Observed, now: Timestamp) -> Decision {
     }
 }
 
-/// The record is in the bucket: nothing that happened besides matters.
+/// What was wished for is true (the record is in the bucket, the volume restored): nothing that happened besides matters.
 fn completed(o: &Observed) -> Option<Decision> {
     let heard = o.worker.heard()?;
-    let Some(Outcome::Completed { backup, .. }) = &heard.report.outcome else { return None };
-    let standing = Standing::Completed { heard: Box::new(heard.clone()), backup: backup.clone() };
-    Some(decided(Step::Nothing, standing))
+    let standing = Standing::Completed { heard: Box::new(heard.clone()) };
+    heard.report.is_fulfilled().then(|| decided(Step::Nothing, standing))
 }
 
 /// The worker said why it gave up.
 fn said_failure(o: &Observed, now: Timestamp) -> Option<Decision> {
     let report = &o.worker.heard()?.report;
     let failure = match report.outcome.as_ref()? {
-        Outcome::Completed { .. } => return None,
+        Outcome::Completed { .. } | Outcome::Restored => return None,
         Outcome::Failed => report.failure.clone().unwrap_or_else(|| {
             Failure::new(FailureReason::Bug, "The worker failed without saying why", None, report.time)
         }),
@@ -269,13 +279,13 @@ fn starting(o: &Observed, now: Timestamp) -> Decision {
     if let Some(failure) = start_deadline(o, now) {
         return failed(o, failure, now);
     }
-    match (&o.source, &o.target) {
-        (Ok(_), TargetSeen::Usable(_)) => decided(Step::StartWorker, Standing::StartingWorker { problem: None }),
-        (Err(refusal), _) | (Ok(_), TargetSeen::Refused(refusal)) => {
+    match (&o.place, &o.target) {
+        (Seen::Usable(_), Seen::Usable(_)) => decided(Step::StartWorker, Standing::StartingWorker { problem: None }),
+        (Seen::Refused(refusal), _) | (Seen::Usable(_), Seen::Refused(refusal)) => {
             refused(o, refusal.reason, refusal.message.clone(), now)
         }
-        (Ok(_), TargetSeen::Waiting(missing)) => {
-            decided(Step::Nothing, Standing::StartingWorker { problem: Some(missing.clone()) })
+        (Seen::Waiting(missing), _) | (Seen::Usable(_), Seen::Waiting(missing)) => {
+            decided(Step::Nothing, Standing::StartingWorker { problem: Some(missing.message.clone()) })
         }
     }
 }
@@ -302,6 +312,9 @@ fn alive(o: &Observed, heard: &Heard, silent_for: Duration, now: Timestamp) -> D
         Phase::Uploading if heard.throttled => Activity::Throttled,
         Phase::Uploading => Activity::Uploading,
         Phase::WritingRecord => Activity::WritingRecord,
+        Phase::Restoring if heard.throttled => Activity::Throttled,
+        Phase::Restoring => Activity::Restoring,
+        Phase::Flushing => Activity::Flushing,
         Phase::ReadingBack | Phase::Ended => Activity::ReadingBack,
     };
     let step = if o.keys == Keys::Changed { Step::OfferCredentials } else { Step::Nothing };
@@ -355,7 +368,8 @@ fn failed(o: &Observed, failure: Failure, now: Timestamp) -> Decision {
     let past = Past {
         consecutive: o.status.consecutive_failures.and_then(|c| u32::try_from(c).ok()).unwrap_or(0),
         previous: o.status.failure.as_ref().and_then(|f| failure_reason(&f.reason)),
-        progress: if status_progressed(o) { Progressed::Yes } else { has_progressed(heard.map(|h| &h.report)) },
+        // What status says of this attempt counts too: an operator that was restarted may hear nothing of it any more.
+        progress: if o.shown == Progressed::Yes { o.shown } else { has_progressed(heard.map(|h| &h.report)) },
     };
     let (next, consecutive) = match retry::next(o.wish.retry, past, failure.reason) {
         retry::Next::Again { after, consecutive } if later(now, after) < attempt_deadline(o, now) => {
@@ -371,16 +385,11 @@ fn failed(o: &Observed, failure: Failure, now: Timestamp) -> Decision {
     decided(Step::Nothing, standing)
 }
 
-/// What status says of this attempt counts too: an operator that was restarted may hear nothing of it any more.
-fn status_progressed(o: &Observed) -> bool {
-    o.status.progress.as_ref().is_some_and(|p| p.uploaded_blocks > 0)
-}
-
 fn attempt_start(o: &Observed, now: Timestamp) -> Timestamp {
     o.status.attempt.as_ref().and_then(|a| a.start_time.as_ref()).map_or(now, |t| t.0)
 }
 
-/// When the current attempt must have ended: with the whole Backup, or, if a person asked for it after that, a whole
+/// When the current attempt must have ended: with the whole of `deadlines.total`, or, if a person asked for it after that, a whole
 /// `deadlines.total` after its own start.
 pub fn attempt_deadline(o: &Observed, now: Timestamp) -> Timestamp {
     let total = o.wish.deadlines.total;

@@ -11,19 +11,19 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
+    Kind,
     decide::{Step, attempt_deadline},
-    observe::{FINALIZER, Observed, SourceSeen, Target, TargetSeen},
-    queue::Entry,
+    observe::{FINALIZER, Observed, Place, Seen, Target},
+    queue::{Entry, device_held, volume_held},
 };
 use crate::{
-    api::{Backup, backup::BackupMode},
     controller::{
         FIELD_MANAGER,
         context::{ApiError, Context, bounded},
         runner::{AttemptRef, RunnerError},
     },
     model::{
-        AttemptId, JobSpec, ReportKey, VolumeName,
+        AttemptId, JobSpec, ReportKey, StoreLocation,
         job::{self, JOB_VERSION},
         limits,
     },
@@ -40,22 +40,22 @@ pub enum ActError {
     Random(getrandom::Error),
 }
 
-/// Does one step for a Backup.
-pub async fn act(context: &Context, backup: &Backup, o: &Observed, step: Step) -> Result<(), ActError> {
+/// Does one step for an object.
+pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Step) -> Result<(), ActError> {
     let attempt = current(o);
     match (step, attempt) {
         (Step::Nothing, _) => Ok(()),
-        (Step::AddFinalizer, _) => Ok(set_finalizer(context, backup, Wanted::Present).await?),
-        (Step::RemoveFinalizer, _) => Ok(set_finalizer(context, backup, Wanted::Absent).await?),
+        (Step::AddFinalizer, _) => Ok(set_finalizer(context, object, Wanted::Present).await?),
+        (Step::RemoveFinalizer, _) => Ok(set_finalizer(context, object, Wanted::Absent).await?),
         (Step::AskForSlot, _) => {
             if let Some(entry) = entry(o) {
                 context.queue().ask(entry, Instant::now());
             }
             Ok(())
         }
-        (Step::StartWorker, Some(attempt)) => start(context, backup, o, &attempt).await,
+        (Step::StartWorker, Some(attempt)) => start(context, object, o, &attempt).await,
         (Step::OfferCredentials, Some(attempt)) => {
-            let TargetSeen::Usable(target) = &o.target else { return Ok(()) };
+            let Seen::Usable(target) = &o.target else { return Ok(()) };
             let keys = &target.resolved.credentials;
             context.runner.offer_credentials(&attempt, keys).await?;
             context.memory().offered.insert(attempt, keys.clone());
@@ -80,39 +80,43 @@ pub fn current(o: &Observed) -> Option<AttemptRef> {
     AttemptRef::new(&o.wish.uid, number).ok()
 }
 
-/// This Backup's entry in the queue.
+/// This object's entry in the queue.
 pub fn entry(o: &Observed) -> Option<Entry> {
-    let (Ok(source), TargetSeen::Usable(target)) = (&o.source, &o.target) else { return None };
+    let (Seen::Usable(place), Seen::Usable(target)) = (&o.place, &o.target) else { return None };
     let failed = o.status.failure.as_ref().and_then(|f| f.time.as_ref());
     let since = o.status.queue.as_ref().map(|q| &q.since).or(failed).map_or(o.wish.created, |t| t.0);
     Some(Entry {
         uid: o.wish.uid.clone(),
         namespace: o.wish.namespace.clone(),
         target: target.chosen.name.clone(),
-        volume: source.volume.to_string(),
+        urgency: o.wish.urgency,
+        holds: match place.record {
+            None => volume_held(&target.chosen.name, place.volume.as_str()),
+            Some(_) => device_held(&place.device.node, &place.device.path.display().to_string()),
+        },
         since,
         target_limits: target.resolved.limits,
     })
 }
 
-enum Wanted {
+pub enum Wanted {
     Present,
     Absent,
 }
 
 /// Sets our finalizer, with the resourceVersion it was decided on: a conflict means deciding again.
-async fn set_finalizer(context: &Context, backup: &Backup, wanted: Wanted) -> Result<(), ApiError> {
-    let mut finalizers = backup.metadata.finalizers.clone().unwrap_or_default();
+pub async fn set_finalizer<K: Kind>(context: &Context, object: &K, wanted: Wanted) -> Result<(), ApiError> {
+    let mut finalizers = object.meta().finalizers.clone().unwrap_or_default();
     finalizers.retain(|f| f != FINALIZER);
     if matches!(wanted, Wanted::Present) {
         finalizers.push(FINALIZER.to_owned());
     }
-    let patch = json!({"metadata": {"resourceVersion": backup.resource_version(), "finalizers": finalizers}});
-    let api: Api<Backup> = Api::namespaced(context.client.clone(), &backup.namespace().unwrap_or_default());
+    let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
+    let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match bounded(api.patch(&backup.name_any(), &params, &Patch::Merge(&patch))).await {
+    match bounded(api.patch(&object.name_any(), &params, &Patch::Merge(&patch))).await {
         Ok(written) => {
-            context.wrote(backup, written);
+            K::objects(context).wrote(object, written);
             Ok(())
         }
         // Changed meanwhile, or gone: the next pass sees it.
@@ -121,61 +125,44 @@ async fn set_finalizer(context: &Context, backup: &Backup, wanted: Wanted) -> Re
     }
 }
 
-async fn start(context: &Context, backup: &Backup, o: &Observed, attempt: &AttemptRef) -> Result<(), ActError> {
-    let (Ok(source), TargetSeen::Usable(target)) = (&o.source, &o.target) else { return Ok(()) };
+async fn start<K: Kind>(context: &Context, object: &K, o: &Observed, attempt: &AttemptRef) -> Result<(), ActError> {
+    let (Seen::Usable(place), Seen::Usable(target)) = (&o.place, &o.target) else { return Ok(()) };
     let Some(id) = o.status.attempt.as_ref().and_then(|a| a.id.parse().ok()) else { return Ok(()) };
-    let job = job(context, backup, o, Parts { source, target, id, attempt })?;
+    let parts = Parts { place, target, id, attempt };
+    let Some(task) = object.task(o, &parts, &context.cluster) else { return Ok(()) };
+    let job = job(context, o, parts, task)?;
     let keys = &target.resolved.credentials;
     context.runner.start(&job, keys).await?;
     context.memory().offered.insert(attempt.clone(), keys.clone());
     Ok(())
 }
 
-struct Parts<'a> {
-    source: &'a SourceSeen,
-    target: &'a Target,
-    id: AttemptId,
-    attempt: &'a AttemptRef,
+/// What a job is made of, besides what was wished for.
+pub struct Parts<'a> {
+    pub place: &'a Place,
+    pub target: &'a Target,
+    pub id: AttemptId,
+    pub attempt: &'a AttemptRef,
 }
 
 /// Everything a worker may know.
-fn job(context: &Context, backup: &Backup, o: &Observed, parts: Parts<'_>) -> Result<JobSpec, ActError> {
-    let Parts { source, target, id, attempt } = parts;
+fn job(context: &Context, o: &Observed, parts: Parts<'_>, task: job::Task) -> Result<JobSpec, ActError> {
+    let Parts { place, target, id, attempt } = parts;
     let (mut key, mut pod) = ([0; 32], [0; 8]);
     getrandom::fill(&mut key).map_err(ActError::Random)?;
     getrandom::fill(&mut pod).map_err(ActError::Random)?;
-    let started = o.status.start_time.as_ref().map_or(o.wish.created, |t| t.0);
     let found = context.capabilities(&target.chosen.name);
     let (conditional_writes, batch_delete) = (found.conditional_writes, found.batch_delete);
     let location = job::S3Location { conditional_writes, batch_delete, ..target.resolved.location.clone() };
     let bytes_per_second = bytes_per_second(o.wish.bytes_per_second, target);
-    let volume: VolumeName = match o.status.store.as_ref().and_then(|s| s.volume.parse().ok()) {
-        Some(chosen) => chosen,
-        None => source.volume.clone(),
-    };
     Ok(JobSpec {
         v: JOB_VERSION,
-        backup_uid: o.wish.uid.clone(),
+        uid: o.wish.uid.clone(),
         attempt: id,
         attempt_number: attempt.number(),
-        store: crate::model::StoreLocation::S3(location),
-        volume,
-        compression: target.resolved.compression,
-        block_size: target.resolved.block_size,
-        source: job::Source { path: source.path.clone(), root: Some(source.root.clone()), bytes: None },
-        mode: match o.wish.mode {
-            BackupMode::Incremental => job::Mode::Incremental,
-            BackupMode::Full => job::Mode::Full,
-        },
-        // The same for every attempt: whether the device changed between them the worker finds out itself.
-        snapshot: job::SnapshotRef { name: format!("tm-{}", o.wish.uid), created: started },
-        owner: job::Owner {
-            cluster: context.cluster.clone(),
-            namespace: o.wish.namespace.clone(),
-            backup: o.wish.name.clone(),
-            shared_with_clusters: target.shared_with_clusters,
-        },
-        labels: backup.metadata.labels.clone().unwrap_or_default(),
+        store: StoreLocation::S3(location),
+        volume: place.volume.clone(),
+        task,
         limits: job::Limits { concurrency: o.wish.concurrency, max_bytes_per_second: bytes_per_second },
         deadlines: job::Deadlines {
             stall_seconds: stall(o, target, bytes_per_second).as_secs(),
@@ -186,7 +173,7 @@ fn job(context: &Context, backup: &Backup, o: &Observed, parts: Parts<'_>) -> Re
     })
 }
 
-/// The Backup's own limit and its share of the target's. The share is the limit divided by the Backups that may run at
+/// The object's own limit and its share of the target's. The share is the limit divided by the workers that may run at
 /// once: so all of them together never exceed it, at the price that one alone does not use all of it.
 fn bytes_per_second(wanted: Option<u64>, target: &Target) -> Option<u64> {
     let slots = u64::try_from(target.resolved.limits.total).unwrap_or(u64::MAX).max(1);

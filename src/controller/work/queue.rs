@@ -1,8 +1,9 @@
-//! Who may start: limits per operator, target and namespace, one running Backup per volume of a target, and fair turns.
+//! Who may start: limits per operator, target and namespace, one worker for what only one may work on, and fair turns.
+//! Backups and Restores share the slots: a slot is a worker.
 //!
 //! [`admit`] is a pure function over the set: given who runs and who waits, it says who starts and which limit holds the
-//! others. Turns go to the namespace with the fewest running Backups, and among equals to the one that waits longest; in
-//! a namespace to the oldest. A namespace cannot starve another by asking often, and none starves, for waiting only makes
+//! others. Turns go to the namespace with the fewest running workers, and among equals to a Restore before a Backup, then
+//! to the one that waits longest; so too within a namespace. A namespace cannot starve another by asking often, and none starves, for waiting only makes
 //! one older.
 //!
 //! [`Queue`] is the leader's memory of that set. It begins from what status says and is the only place where slots are
@@ -17,15 +18,16 @@ use std::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// What a Backup that wants to run, or runs, takes up.
+/// What an object that wants to run, or runs, takes up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub uid: String,
     pub namespace: String,
     /// Name of the target.
     pub target: String,
-    /// Name of the volume in the store.
-    pub volume: String,
+    pub urgency: Urgency,
+    /// What only one worker may work on: a Backup's volume in its target, a Restore's device.
+    pub holds: String,
     /// Waiting since.
     pub since: Timestamp,
     pub target_limits: TargetLimits,
@@ -37,13 +39,30 @@ pub struct TargetLimits {
     pub per_namespace: usize,
 }
 
-/// What a waiting Backup waits for.
+/// Two Backups of one volume to one target wait for each other.
+pub fn volume_held(target: &str, volume: &str) -> String {
+    format!("volume {target}/{volume}")
+}
+
+/// Two Restores to one device wait for each other, wherever they read from.
+pub fn device_held(node: &str, path: &str) -> String {
+    format!("device {node}:{path}")
+}
+
+/// Somebody waits for a Restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    Restore,
+    Backup,
+}
+
+/// What a waiting one waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
     Operator,
     Target,
     Namespace,
-    /// Another Backup of the same volume runs.
+    /// Another works on the same volume.
     Volume,
 }
 
@@ -59,7 +78,7 @@ pub fn admit(running: &[Entry], waiting: &[Entry], operator_limit: usize) -> Ver
         lines.entry(&entry.namespace).or_default().push(entry);
     }
     // Oldest last, so that it can be popped.
-    lines.values_mut().for_each(|line| line.sort_by(|a, b| (b.since, &b.uid).cmp(&(a.since, &a.uid))));
+    lines.values_mut().for_each(|line| line.sort_by(|a, b| b.turn().cmp(&a.turn())));
     let mut verdicts = Verdicts::new();
     while let Some(namespace) = next_line(&lines, &taken) {
         let Some(entry) = lines.get_mut(namespace).and_then(Vec::pop) else { continue };
@@ -76,8 +95,17 @@ pub fn admit(running: &[Entry], waiting: &[Entry], operator_limit: usize) -> Ver
 fn next_line<'a>(lines: &BTreeMap<&'a str, Vec<&Entry>>, taken: &Taken) -> Option<&'a str> {
     let waiting = lines.iter().filter_map(|(namespace, line)| Some((*namespace, *line.last()?)));
     waiting
-        .min_by_key(|(namespace, oldest)| (taken.by_namespace.get(*namespace).copied().unwrap_or(0), oldest.since))
+        .min_by_key(|(namespace, oldest)| {
+            (taken.by_namespace.get(*namespace).copied().unwrap_or(0), oldest.urgency, oldest.since)
+        })
         .map(|(namespace, _)| namespace)
+}
+
+impl Entry {
+    /// Whose turn comes first has the least of this.
+    fn turn(&self) -> (Urgency, Timestamp, &str) {
+        (self.urgency, self.since, &self.uid)
+    }
 }
 
 /// What the running ones take up.
@@ -87,7 +115,7 @@ struct Taken {
     by_namespace: HashMap<String, usize>,
     by_target: HashMap<String, usize>,
     by_target_and_namespace: HashMap<(String, String), usize>,
-    volumes: HashSet<(String, String)>,
+    held: HashSet<String>,
 }
 
 impl Taken {
@@ -96,14 +124,14 @@ impl Taken {
         *self.by_namespace.entry(entry.namespace.clone()).or_default() += 1;
         *self.by_target.entry(entry.target.clone()).or_default() += 1;
         *self.by_target_and_namespace.entry((entry.target.clone(), entry.namespace.clone())).or_default() += 1;
-        self.volumes.insert((entry.target.clone(), entry.volume.clone()));
+        self.held.insert(entry.holds.clone());
     }
 
     fn limit(&self, entry: &Entry, operator_limit: usize) -> Option<Limit> {
         let of_target = self.by_target.get(&entry.target).copied().unwrap_or(0);
         let pair = (entry.target.clone(), entry.namespace.clone());
         let of_namespace = self.by_target_and_namespace.get(&pair).copied().unwrap_or(0);
-        if self.volumes.contains(&(entry.target.clone(), entry.volume.clone())) {
+        if self.held.contains(&entry.holds) {
             Some(Limit::Volume)
         } else if self.total >= operator_limit {
             Some(Limit::Operator)
@@ -117,7 +145,7 @@ impl Taken {
     }
 }
 
-/// How a Backup stands in the queue.
+/// How an object stands in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slot {
     /// It did not ask yet, or the first turn is not over.
@@ -217,7 +245,7 @@ impl Queue {
         next
     }
 
-    /// Forgets every entry whose Backup is no more.
+    /// Forgets every entry whose object is no more.
     pub fn retain(&mut self, lives: &HashSet<String>) -> Vec<String> {
         let gone: Vec<String> =
             self.running.keys().chain(self.waiting.keys()).filter(|uid| !lives.contains(*uid)).cloned().collect();
@@ -238,7 +266,8 @@ mod tests {
             uid: uid.into(),
             namespace: namespace.into(),
             target: target.into(),
-            volume: volume.into(),
+            urgency: Urgency::Backup,
+            holds: volume_held(target, volume),
             since: Timestamp::from_second(since).expect("in range"),
             target_limits: TargetLimits { total: 2, per_namespace: 2 },
         }
@@ -278,7 +307,7 @@ mod tests {
                     taken.by_target.iter().all(|(t, n)| *n <= 2.max(before.by_target.get(t).copied().unwrap_or(0))),
                     "{world}"
                 );
-                assert_eq!(taken.volumes.len() - before.volumes.len(), after.len() - running.len(), "{world}");
+                assert_eq!(taken.held.len() - before.held.len(), after.len() - running.len(), "{world}");
                 for refused in waiting.iter().filter(|w| verdicts[&w.uid].is_some()) {
                     assert!(taken.limit(refused, 3).is_some(), "a slot stays empty for {}\n{world}", refused.uid);
                 }
@@ -304,6 +333,16 @@ mod tests {
         assert_eq!(admitted(&admit(&[], &waiting, 20)), ["a000", "b"]);
         let verdicts = admit(&[], &waiting, 20);
         assert_eq!(verdicts["a001"], Some(Limit::Target));
+    }
+
+    #[test]
+    fn a_restore_goes_before_backups_that_are_older_but_shares_their_slots() {
+        let mut waiting: Vec<_> = (0..3).map(|i| entry(&format!("b{i}"), "n", "t", &format!("v{i}"), i)).collect();
+        waiting.push(Entry { urgency: Urgency::Restore, ..entry("r", "n", "t", "device", 100) });
+        let verdicts = admit(&[], &waiting, 20);
+        assert_eq!(admitted(&verdicts), ["b0", "r"], "two slots of the namespace");
+        let running = [Entry { urgency: Urgency::Restore, ..entry("r1", "m", "t", "device", 0) }];
+        assert_eq!(admit(&running, &waiting, 20)["r"], Some(Limit::Volume), "one device, one worker");
     }
 
     #[test]

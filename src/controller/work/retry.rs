@@ -2,7 +2,7 @@
 //!
 //! | class | what follows |
 //! |---|---|
-//! | `Yes` | backoff, doubled with each attempt in a row that acknowledged nothing new; after `limit` of them a person must ask |
+//! | `Yes` | backoff, doubled with each attempt in a row that got no block further; after `limit` of them a person must ask |
 //! | `Free` | the same, but the attempt is not counted |
 //! | `Rarely` | one more try after the longest backoff; if that ends in a refusal too, a person must ask |
 //! | `Never` | a person must ask |

@@ -1,21 +1,24 @@
-//! How a Backup stands, in one value. State, reason, conditions, the event and the time of the next look come from here
-//! alone: whoever wants to know what a user sees reads this file.
+//! How an object stands, in one value. Stage, reason, conditions, the event and the time of the next look come from here
+//! alone: whoever wants to know what a user sees reads this file, and the `words` of its kind.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{observe::Heard, queue::Limit};
+use super::{
+    observe::{Heard, Place, Refusal},
+    queue::Limit,
+};
 use crate::{
-    api::{BackupState, Cause, Claim, ConditionType, Reason, Truth, common::ChosenTarget},
-    model::{AttemptId, BackupName, Failure, FailureReason, VolumeName},
+    api::{Cause, Claim, ConditionType, Reason, Stage, Truth, common::ChosenTarget},
+    model::{AttemptId, Failure, FailureReason, Report, job::S3Location},
 };
 
-/// How a Backup stands.
+/// How an object stands.
 ///
 /// ```text
-/// WaitingForTarget → Queued → Beginning → StartingWorker → Working → Completed
-///        └──────────────┴─────────┴────────────┴──────────────┴→ Failed → (Queued …) or Cancelling → Cancelled
+/// Waiting → Queued → Beginning → StartingWorker → Working → Completed
+///    └────────┴─────────┴────────────┴──────────────┴→ Failed → (Queued …) or Cancelling → Cancelled
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum Standing {
@@ -23,8 +26,9 @@ pub enum Standing {
     Unchanged {
         again: Option<Duration>,
     },
-    WaitingForTarget {
-        missing: String,
+    /// For what is to appear: a target, a Backup.
+    Waiting {
+        missing: Refusal,
     },
     /// Without a limit the first turn is not over.
     Queued {
@@ -48,7 +52,6 @@ pub enum Standing {
     },
     Completed {
         heard: Box<Heard>,
-        backup: BackupName,
     },
     Failed {
         failure: Box<Failed>,
@@ -66,9 +69,21 @@ pub enum Standing {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     pub target: ChosenTarget,
-    pub volume: VolumeName,
-    pub path: String,
-    pub node: String,
+    pub location: S3Location,
+    pub place: Place,
+}
+
+/// What a kind says in its own words.
+#[derive(Debug)]
+pub struct Words {
+    pub planning: &'static str,
+    pub not_heard: &'static str,
+    pub reading_back: &'static str,
+    pub completed: &'static str,
+    pub cancelled: &'static str,
+    pub deleting: &'static str,
+    /// What to do when no repetition helps.
+    pub anew: &'static str,
 }
 
 /// What a worker does, as far as we heard.
@@ -76,9 +91,11 @@ pub struct Chosen {
 pub enum Activity {
     Planning,
     Uploading,
+    Restoring,
     Throttled,
     NotHeard,
     WritingRecord,
+    Flushing,
     ReadingBack,
 }
 
@@ -124,29 +141,25 @@ pub enum Severity {
     Warning,
 }
 
-/// The three conditions of a Backup's own domain.
-struct Domain {
-    data: Truth,
-    record: Truth,
-}
-
 impl Standing {
-    /// State and reason; none: as they were written.
-    pub fn state(&self) -> Option<(BackupState, Reason)> {
-        use {BackupState as S, Cause as C};
+    /// Stage and reason; none: as they were written.
+    pub fn state(&self) -> Option<(Stage, Reason)> {
+        use {Cause as C, Stage as S};
         let (state, reason) = match self {
             Standing::Unchanged { .. } => return None,
-            Standing::WaitingForTarget { .. } => (S::Pending, C::WaitingForTarget.into()),
+            Standing::Waiting { missing } => (S::Pending, missing.reason),
             Standing::Queued { .. } => (S::Pending, C::Queued.into()),
-            Standing::WaitingForOldWorker => (S::Snapshotting, C::WaitingForOldWorker.into()),
-            Standing::Beginning { .. } | Standing::StartingWorker { .. } => (S::Snapshotting, C::StartingWorker.into()),
+            Standing::WaitingForOldWorker => (S::Starting, C::WaitingForOldWorker.into()),
+            Standing::Beginning { .. } | Standing::StartingWorker { .. } => (S::Starting, C::StartingWorker.into()),
             Standing::Working { activity, .. } => match activity {
                 Activity::Planning => (S::InProgress, C::Planning.into()),
                 Activity::Uploading => (S::InProgress, C::Uploading.into()),
+                Activity::Restoring => (S::InProgress, C::Restoring.into()),
                 Activity::Throttled => (S::InProgress, FailureReason::Throttled.into()),
                 Activity::NotHeard => (S::InProgress, FailureReason::WorkerNotHeard.into()),
-                Activity::WritingRecord => (S::Committing, C::WritingRecord.into()),
-                Activity::ReadingBack => (S::Committing, C::ReadingBack.into()),
+                Activity::WritingRecord => (S::Closing, C::WritingRecord.into()),
+                Activity::Flushing => (S::Closing, C::Flushing.into()),
+                Activity::ReadingBack => (S::Closing, C::ReadingBack.into()),
             },
             Standing::Completed { .. } => (S::Completed, C::Completed.into()),
             Standing::Failed { failure, .. } => (S::Error, failure.reason),
@@ -158,49 +171,49 @@ impl Standing {
     }
 
     /// What a person reads behind the reason.
-    pub fn message(&self) -> String {
+    pub fn message(&self, words: &Words) -> String {
         match self {
             Standing::Unchanged { .. } => String::new(),
-            Standing::WaitingForTarget { missing } => missing.clone(),
+            Standing::Waiting { missing } => missing.message.clone(),
             Standing::Queued { limit: None, .. } => "Waiting for its turn".into(),
             Standing::Queued { limit: Some(limit), .. } => match limit {
-                Limit::Operator => "Waiting for a slot: as many Backups run as the operator allows".into(),
-                Limit::Target => "Waiting for a slot: as many Backups run as the target allows".into(),
+                Limit::Operator => "Waiting for a slot: as many workers run as the operator allows".into(),
+                Limit::Target => "Waiting for a slot: as many workers run as the target allows".into(),
                 Limit::Namespace => {
-                    "Waiting for a slot: as many Backups of this namespace run as the target allows".into()
+                    "Waiting for a slot: as many workers of this namespace run as the target allows".into()
                 }
-                Limit::Volume => "Waiting for another Backup of the same volume".into(),
+                Limit::Volume => "Waiting for another worker on the same volume".into(),
             },
             Standing::WaitingForOldWorker => "Waiting for the worker of the attempt before to end".into(),
             Standing::Beginning { number, .. } => format!("Attempt {number} begins"),
             Standing::StartingWorker { problem: None } => "Waiting for the worker's first report".into(),
             Standing::StartingWorker { problem: Some(problem) } => format!("Worker is not started yet: {problem}"),
             Standing::Working { activity, .. } => match activity {
-                Activity::Planning => "The worker takes its lock and lists the volume's blocks".into(),
+                Activity::Planning => words.planning.into(),
                 Activity::Uploading => "Blocks are being uploaded".into(),
+                Activity::Restoring => "Blocks are being fetched, compared with their checksums and written".into(),
                 Activity::Throttled => "The store asks to slow down".into(),
-                Activity::NotHeard => "No report from the worker for a while; it may still be uploading".into(),
+                Activity::NotHeard => words.not_heard.into(),
                 Activity::WritingRecord => "All blocks are acknowledged; the record is being written".into(),
-                Activity::ReadingBack => "The record is being read back".into(),
+                Activity::Flushing => "All blocks are written; the volume puts them on stable storage".into(),
+                Activity::ReadingBack => words.reading_back.into(),
             },
-            Standing::Completed { .. } => "Every block is acknowledged and the record was read back equal".into(),
+            Standing::Completed { .. } => words.completed.into(),
             Standing::Failed { failure, .. } => failure.message.clone(),
             Standing::Cancelling => "The worker is being stopped".into(),
-            Standing::Cancelled { .. } => {
-                "Cancelled by spec.cancel; blocks that were sent stay in the bucket until they are swept".into()
-            }
-            Standing::Deleting => "The worker is being stopped; data in the bucket is retained".into(),
+            Standing::Cancelled { .. } => words.cancelled.into(),
+            Standing::Deleting => words.deleting.into(),
         }
     }
 
-    /// The conditions; none: as they were written.
-    pub fn claims(&self) -> Option<Vec<Claim>> {
+    /// The conditions, those of the kind's own domain last; none: as they were written.
+    pub fn claims(&self, words: &Words, domain: Vec<Claim>) -> Option<Vec<Claim>> {
         let reason = match self {
             Standing::Unchanged { .. } => return None,
             Standing::Cancelling => Cause::Cancelling.into(),
             _ => self.state()?.1,
         };
-        let message = self.message();
+        let message = self.message(words);
         let ready = if matches!(self, Standing::Completed { .. }) { Truth::True } else { Truth::False };
         let mut claims = vec![Claim::new(ConditionType::Ready, ready, reason, message.clone())];
         match self {
@@ -214,92 +227,64 @@ impl Standing {
                     Claim::new(ConditionType::Reconciling, Truth::True, Cause::WaitingForRetry, text)
                 }
                 WhatNext::Exhausted => {
-                    let text = "The retries are used up: remove the cause, then set a new spec.retryRequest";
+                    let text = "The retries are used up: remove the cause, then set a new spec.retryRequest".to_owned();
                     Claim::new(ConditionType::Stalled, Truth::True, Cause::RetriesExhausted, text)
                 }
                 WhatNext::Never => {
-                    let text = "Not cured by repetition: remove the cause, then set a new spec.retryRequest or create a new Backup";
+                    let text = format!(
+                        "Not cured by repetition: remove the cause, then set a new spec.retryRequest or {}",
+                        words.anew
+                    );
                     Claim::new(ConditionType::Stalled, Truth::True, Cause::NotRetryable, text)
                 }
             }),
             _ => claims.push(Claim::new(ConditionType::Reconciling, Truth::True, reason, message)),
         }
-        claims.extend(self.domain_claims());
+        claims.extend(domain);
         Some(claims)
     }
 
-    /// `SnapshotReady`, `DataAcknowledged`, `RecordCommitted`. A host device needs no snapshot of ours.
-    fn domain_claims(&self) -> [Claim; 3] {
-        use {Cause as C, ConditionType as T};
-        let snapshot = match self {
-            Standing::WaitingForTarget { .. } | Standing::Cancelled { .. } => {
-                (Truth::False, C::NotYet, "Nothing is read")
-            }
-            _ => (Truth::True, C::NotNeeded, "A host device is read as it is"),
-        };
-        let domain = self.domain();
-        let data = match domain.data {
-            Truth::True => (C::AllBlocksAcknowledged, "The store acknowledged every block the record names"),
-            Truth::False | Truth::Unknown => (C::BlocksOutstanding, "Not every block is acknowledged"),
-        };
-        let record = match domain.record {
-            Truth::True => (C::RecordReadBack, "The record was acknowledged and read back equal"),
-            Truth::False | Truth::Unknown => (C::RecordOutstanding, "The record is not written and read back"),
-        };
-        [
-            Claim::new(T::SnapshotReady, snapshot.0, snapshot.1, snapshot.2),
-            Claim::new(T::DataAcknowledged, domain.data, data.0, data.1),
-            Claim::new(T::RecordCommitted, domain.record, record.0, record.1),
-        ]
-    }
-
-    fn domain(&self) -> Domain {
-        let all = |heard: &Heard| heard.report.phase >= crate::model::Phase::WritingRecord && is_complete(heard);
-        let truth = |is: bool| if is { Truth::True } else { Truth::False };
+    /// The last report that this standing rests on.
+    pub fn heard(&self) -> Option<&Heard> {
         match self {
-            Standing::Completed { .. } => Domain { data: Truth::True, record: Truth::True },
-            Standing::Working { heard: Some(heard), .. }
-            | Standing::Failed { heard: Some(heard), .. }
-            | Standing::Cancelled { heard: Some(heard) } => Domain { data: truth(all(heard)), record: Truth::False },
-            _ => Domain { data: Truth::False, record: Truth::False },
+            Standing::Completed { heard } => Some(heard),
+            Standing::Working { heard, .. } | Standing::Failed { heard, .. } | Standing::Cancelled { heard } => {
+                heard.as_deref()
+            }
+            _ => None,
         }
     }
 
-    /// What is worth an event when this standing is new.
-    pub fn note(&self) -> Option<Note> {
+    /// What is worth an event when this standing is new; `completed` says of a last report what it brought.
+    pub fn note(&self, words: &Words, completed: fn(&Report) -> String) -> Option<Note> {
         let normal =
             |reason: &str, text: String| Some(Note { severity: Severity::Normal, reason: reason.into(), text });
         let warning =
             |reason: &str, text: String| Some(Note { severity: Severity::Warning, reason: reason.into(), text });
         match self {
             Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Deleting => None,
-            Standing::WaitingForTarget { missing } => warning("WaitingForTarget", missing.clone()),
+            Standing::Waiting { missing } => warning(missing.reason.as_str(), missing.message.clone()),
             Standing::Queued { limit: None, .. } => None,
-            Standing::Queued { limit: Some(_), .. } => normal("Queued", self.message()),
-            Standing::WaitingForOldWorker => normal("WaitingForOldWorker", self.message()),
+            Standing::Queued { limit: Some(_), .. } => normal("Queued", self.message(words)),
+            Standing::WaitingForOldWorker => normal("WaitingForOldWorker", self.message(words)),
             Standing::Beginning { number, id, .. } => {
                 normal("AttemptStarted", format!("Attempt {number} ({id}) begins"))
             }
-            Standing::Working { activity: Activity::NotHeard, .. } => warning("WorkerNotHeard", self.message()),
-            Standing::Working { activity: Activity::Throttled, .. } => warning("Throttled", self.message()),
+            Standing::Working { activity: Activity::NotHeard, .. } => warning("WorkerNotHeard", self.message(words)),
+            Standing::Working { activity: Activity::Throttled, .. } => warning("Throttled", self.message(words)),
             Standing::Working { activity: Activity::WritingRecord, heard: Some(heard) } => normal(
                 "DataAcknowledged",
-                format!("The store acknowledged all {} blocks", heard.report.progress.acknowledged_blocks),
+                format!("The store acknowledged all {} blocks", heard.report.counters.done_blocks()),
+            ),
+            Standing::Working { activity: Activity::Flushing, heard: Some(heard) } => normal(
+                "DataRestored",
+                format!("{} blocks are written and their checksums held", heard.report.counters.done_blocks()),
             ),
             Standing::Working { .. } => None,
-            Standing::Completed { backup, heard } => {
-                let p = &heard.report.progress;
-                normal(
-                    "Completed",
-                    format!(
-                        "{backup} is complete: {} blocks, {} uploaded, {} reused, {} resumed",
-                        p.acknowledged_blocks, p.uploaded_blocks, p.reused_blocks, p.resumed_blocks
-                    ),
-                )
-            }
+            Standing::Completed { heard } => normal("Completed", completed(&heard.report)),
             Standing::Failed { failure, .. } => warning(failure.reason.as_str(), failure.message.clone()),
-            Standing::Cancelling => normal("Cancelling", self.message()),
-            Standing::Cancelled { .. } => normal("Cancelled", self.message()),
+            Standing::Cancelling => normal("Cancelling", self.message(words)),
+            Standing::Cancelled { .. } => normal("Cancelled", self.message(words)),
         }
     }
 
@@ -307,7 +292,7 @@ impl Standing {
     pub fn again(&self, now: Timestamp, poll: Duration) -> Option<Duration> {
         match self {
             Standing::Unchanged { again } => *again,
-            Standing::WaitingForTarget { .. } => Some(Duration::from_secs(5)),
+            Standing::Waiting { .. } => Some(Duration::from_secs(5)),
             Standing::Queued { limit: None, .. } => Some(super::queue::GATHERING),
             Standing::Queued { limit: Some(_), .. } => Some(Duration::from_secs(5)),
             Standing::Beginning { .. } => Some(Duration::ZERO),
@@ -328,7 +313,10 @@ impl Standing {
     }
 }
 
-/// Does the report say that nothing is outstanding?
-fn is_complete(heard: &Heard) -> bool {
-    heard.report.progress.acknowledged_blocks >= heard.report.progress.total_blocks
+impl Heard {
+    /// Does the report say that nothing is outstanding? Before a plan was made nobody knows.
+    pub fn is_complete(&self) -> bool {
+        let counters = &self.report.counters;
+        self.report.plan.is_some() && counters.done_blocks() >= counters.total_blocks()
+    }
 }
