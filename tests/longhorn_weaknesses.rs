@@ -14,7 +14,7 @@ use support::{
     decorators::{Fate, Judged, REFUSED},
     image::difference,
     job,
-    longhorn::{Create, layout},
+    longhorn::{Create, age, layout, walk},
     tidemark::Ended,
 };
 use tidemark::{
@@ -88,6 +88,31 @@ fn backup_of(ended: &Ended) -> String {
 
 fn refuse(kinds: &[Kind], key: &str) -> Rule {
     kinds.iter().fold(Rule::new(Fault::refuse("AccessDenied")).key(key), |rule, kind| rule.on(*kind))
+}
+
+#[tokio::test]
+async fn law_7_h1_a_deletion_whose_listing_fails_takes_no_block() {
+    let world = World::of_text(4);
+    let (doomed, kept) = (backup_of(&world.backup(&[]).await), backup_of(&world.backup(&[]).await));
+    let blocks = world.file(&layout(VOLUME).blocks());
+    age(&blocks, 3600);
+    world.server.fault(refuse(&[Kind::List], "/backups/"));
+    let refused = world.ours.delete(VOLUME, &doomed).await;
+    assert!(refused.code == 65 && refused.stderr.contains("AccessDenied"), "{refused:#?}");
+    assert_eq!(walk(&blocks).len(), 4);
+    world.server.heal();
+    for backup in [&doomed, &kept] {
+        world.restores(backup).await;
+    }
+
+    let Some(longhorn) = Longhorn::library("H1") else { return };
+    longhorn.create(&world.place, &world.create("backup-l1")).await.done("create");
+    // Its removal of the config lists first; that one is let through.
+    world.server.fault(refuse(&[Kind::List], "/backups/").after(1));
+    longhorn.delete(&world.place, VOLUME, "backup-l1").await.done("delete");
+    world.server.heal();
+    assert_eq!(walk(&blocks).len(), 0, "Longhorn says it went well, and every block of every backup is gone");
+    assert_eq!(world.restore(&kept).await.code, 65);
 }
 
 #[tokio::test]
