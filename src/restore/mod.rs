@@ -219,13 +219,20 @@ impl Restore {
         }
         let p = *self.progress.borrow();
         let counted = p.restored_blocks() + p.failed_blocks;
-        match counted == ordered {
-            true => {
-                self.progress.send_modify(|p| p.total_blocks = ordered);
-                Ok(())
-            }
-            false => Err(shared.explain(Failed::Bug(format!("{ordered} blocks were ordered, {counted} were counted")))),
+        if counted != ordered {
+            return Err(shared.explain(Failed::Bug(format!("{ordered} blocks were ordered, {counted} were counted"))));
         }
+        let said = shared.plan.total_blocks;
+        if ordered < said && self.job.damage == Damage::Stop {
+            let seen = format!("it names {ordered} blocks, its Size says {said}: some of the volume would be missing");
+            let error = StoreError::new(ErrorKind::Damaged, "GET", &shared.plan.record_key, seen);
+            return Err(shared.explain(Failed::Store(error)));
+        }
+        if ordered != said {
+            tracing::warn!(said, named = ordered, "Record's Size and its blocks do not agree");
+        }
+        self.progress.send_modify(|p| p.total_blocks = ordered);
+        Ok(())
     }
 
     /// Stable storage, then the last look.

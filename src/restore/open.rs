@@ -126,7 +126,9 @@ impl Place {
     }
 
     fn open(&self, flags: OFlags, mode: Mode) -> io::Result<File> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        // The kernel refuses O_NONBLOCK beside O_PATH.
+        let more = if flags.contains(OFlags::PATH) { OFlags::CLOEXEC } else { OFlags::CLOEXEC | OFlags::NONBLOCK };
+        let flags = flags | more;
         let Some(root) = &self.root else {
             return Ok(File::from(rustix::fs::open(&self.path, flags, mode)?));
         };
@@ -183,5 +185,66 @@ fn check_device(mut file: File, volume_bytes: u64) -> Result<File, String> {
     match bytes >= volume_bytes {
         true => Ok(file),
         false => Err(format!("the device has {bytes} bytes, the volume {volume_bytes}; use a larger device")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path, root: Option<&Path>, overwrite: Overwrite) -> Result<Target, String> {
+        let place = Place { path: path.to_owned(), root: root.map(Path::to_owned) };
+        let found = place.find(overwrite, 10)?;
+        Checked { place, overwrite, volume_bytes: 10, found }.take().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_can_be_refused_is_refused_before_the_first_byte() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("old");
+        std::fs::write(&file, "precious").expect("written");
+        let cases = [
+            (file.clone(), Overwrite::Refuse, "it exists; --force"),
+            (folder.path().to_owned(), Overwrite::Replace, "neither a regular file nor a block device"),
+            ("/dev/null".into(), Overwrite::Replace, "neither a regular file nor a block device"),
+            (folder.path().join("no/such/out"), Overwrite::Refuse, "is not there; make it first"),
+            (file.join("below"), Overwrite::Refuse, "Not a directory"),
+        ];
+        for (path, overwrite, expected) in cases {
+            let error = open(&path, None, overwrite).expect_err(expected);
+            assert!(error.contains(expected), "{error}");
+        }
+        assert_eq!(std::fs::read(&file).expect("still there"), b"precious");
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_nothing_of_the_old_and_a_reused_one_all_of_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("old");
+        for (overwrite, expected) in [(Overwrite::Replace, [0; 10]), (Overwrite::Reuse, [7; 10])] {
+            std::fs::write(&path, vec![7; 100]).expect("written");
+            let target = open(&path, None, overwrite).expect("opened");
+            assert_eq!(target.is_reused(), overwrite == Overwrite::Reuse);
+            assert_eq!(std::fs::read(&path).expect("read"), expected);
+        }
+        let new = open(&folder.path().join("new"), None, Overwrite::Reuse).expect("made");
+        assert!(!new.is_reused(), "nothing is read of a file that was just made");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(new.path()).expect("made").permissions());
+        assert_eq!(mode & 0o777, 0o600, "a volume's bytes are nobody else's to read");
+    }
+
+    #[test]
+    fn law_11_a_target_that_leaves_its_root_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (root, outside) = (folder.path().join("root"), folder.path().join("outside"));
+        std::fs::create_dir(&root).expect("made");
+        std::fs::write(&outside, "precious").expect("written");
+        std::os::unix::fs::symlink(&outside, root.join("link")).expect("linked");
+        for path in [root.join("link"), root.join("../outside"), outside.clone()] {
+            let error = open(&path, Some(&root), Overwrite::Replace).expect_err("it leaves the root");
+            assert!(error.contains("leaves the folder"), "{}: {error}", path.display());
+        }
+        open(&root.join("new"), Some(&root), Overwrite::Refuse).expect("below the root");
+        assert_eq!(std::fs::read(&outside).expect("still there"), b"precious");
     }
 }

@@ -197,3 +197,74 @@ impl Target {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(bytes: &[u8], kind: Kind, volume_bytes: u64) -> (tempfile::TempDir, Target) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out");
+        std::fs::write(&path, bytes).expect("written");
+        let file = File::options().read(true).write(true).open(&path).expect("open");
+        (folder, Target::new(path, file, kind, volume_bytes))
+    }
+
+    fn held(target: &Target) -> Vec<u8> {
+        std::fs::read(target.path()).expect("read")
+    }
+
+    #[test]
+    fn the_tail_behind_the_true_size_is_clipped() {
+        let (_folder, target) = target(&[0; 10], Kind::NewFile, 10);
+        target.write(4, b"abcdefgh").expect("written");
+        target.write(64, b"abcdefgh").expect("nothing");
+        target.finish().expect("synced");
+        assert_eq!(held(&target), b"\0\0\0\0abcdef");
+        let mut block = [9; 8];
+        target.read(4, &mut block).expect("read");
+        assert_eq!(&block, b"abcdef\0\0");
+    }
+
+    #[test]
+    fn a_range_is_made_zero_to_the_byte_and_by_hand_only_where_it_is_not() {
+        for kind in [Kind::OldFile, Kind::Device] {
+            let (_folder, target) = target(&[7; 20_000], kind, 15_001);
+            target.zero(100, 9_000).expect("punched");
+            target.zero(14_000, 99_999).expect("to the volume's end");
+            let mut expected = vec![7; 20_000];
+            expected[100..9_000].fill(0);
+            expected[14_000..15_001].fill(0);
+            assert!(held(&target) == expected, "{kind:?}");
+        }
+        let (_folder, target) = target(&[7; 5_000], Kind::Device, 5_000);
+        target.zero_by_hand(1_000, 3_000).expect("written");
+        target.zero_by_hand(1_000, 3_000).expect("nothing to do");
+        assert!(held(&target)[1_000..3_000].iter().all(|b| *b == 0) && held(&target)[3_000] == 7);
+    }
+
+    #[test]
+    fn holes_of_a_file_are_known_without_reading() {
+        let (_folder, target) = target(&[], Kind::OldFile, 1 << 30);
+        target.file.set_len(1 << 30).expect("sparse");
+        target.file.write_all_at(&[1; 4096], 512 << 20).expect("written");
+        let mut cursor = DataCursor::default();
+        let step = 64 << 20;
+        let with_data: Vec<u64> =
+            (0..16).filter(|i| target.may_hold_data(&mut cursor, i * step, (i + 1) * step)).collect();
+        assert_eq!(with_data, [8]);
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_past_the_cache() {
+        let bytes: Vec<u8> = (0..9_999_u32).map(|i| i as u8).collect();
+        let (_folder, target) = target(&bytes, Kind::OldFile, 9_999);
+        target.finish().expect("synced");
+        target.bypass_cache();
+        let mut memory = vec![1; 16_384 + 4096];
+        let start = memory.as_ptr().align_offset(4096);
+        let block = &mut memory[start..start + 16_384];
+        target.read_back(0, block).expect("read");
+        assert!(block[..9_999] == bytes && block[9_999..].iter().all(|b| *b == 0));
+    }
+}

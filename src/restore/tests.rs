@@ -238,6 +238,30 @@ async fn a_block_outside_the_volume_is_refused() {
 }
 
 #[tokio::test]
+async fn law_4_a_record_that_names_fewer_blocks_than_its_size_says_is_not_complete() {
+    let mut world = World::new(Compression::Lz4, true);
+    let key = world.path(&world.layout.backup(&id().backup));
+    let head: RecordHead = serde_json::from_slice(&read(&key)).expect("our own");
+    world.entries.remove(2);
+    world.write_record(&head);
+    let error = world.restore(Damage::Stop).await.0.expect_err("a block is missing").to_string();
+    assert!(error.contains("names 4 blocks, its Size says 5"), "{error}");
+    std::fs::remove_file(world.out()).expect("removed");
+    world.restore(Damage::KeepGoing).await.0.expect("what it names is restored when told to");
+}
+
+#[tokio::test]
+async fn law_4_a_block_that_goes_on_behind_the_volumes_end_is_damage() {
+    let world = World::new(Compression::Lz4, true);
+    let key = world.path(&world.layout.backup(&id().backup));
+    let bytes = world.volume.len();
+    let shorter = String::from_utf8(read(&key)).expect("JSON").replace(&bytes.to_string(), &(bytes - 1).to_string());
+    std::fs::write(&key, shorter).expect("written");
+    let error = world.restore(Damage::Stop).await.0.expect_err("a byte would be lost").to_string();
+    assert!(error.contains("goes on behind the volume's end"), "{error}");
+}
+
+#[tokio::test]
 async fn a_cancelled_restore_says_what_the_target_holds() {
     let world = World::new(Compression::Lz4, true);
     let cancel = CancellationToken::new();

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender};
 use super::{
     Hole,
     entries::Entries,
-    shared::{Failed, Gap, Order, Shared},
+    shared::{Failed, Gap, How, Order, Shared},
     target::DataCursor,
 };
 use crate::{
@@ -73,12 +73,16 @@ impl Walker {
     async fn order(&mut self, entry: BlockEntry) {
         let (from, to) = (entry.offset, entry.offset + self.shared.plan.block_size.bytes());
         let may_hold_data = self.shared.target.may_hold_data(&mut self.cursor, from, to);
-        let order = Order { entry, fetch: self.fetch.clone(), is_second: false, _room: self.take_room().await };
+        let (is_zeros, is_reused) = (entry.block_checksum == self.shared.plan.zeros, self.shared.target.is_reused());
         self.ordered += 1;
         self.done_to = to;
-        if entry.block_checksum == self.shared.plan.zeros {
+        if is_zeros && !may_hold_data {
+            return self.shared.count(&entry, if is_reused { How::Reused } else { How::Written });
+        }
+        let order = Order { entry, fetch: self.fetch.clone(), is_second: false, _room: self.take_room().await };
+        if is_zeros {
             self.shared.work.zero(Gap { from, to, block: Some(order), _room: None });
-        } else if may_hold_data && self.shared.target.is_reused() {
+        } else if may_hold_data && is_reused {
             self.shared.work.compare(order);
         } else {
             order.send();
