@@ -8,7 +8,7 @@ help: ## This text
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Needs: Rust 1.95, and for demo and test Go 1.26 or pip (both build a real kube-apiserver once, about 8 minutes)."
+	@echo "Needs: Rust 1.95, and for demo and test Go 1.26 or pip (both build a real kube-apiserver and an S3 server once, about 9 minutes)."
 	@echo "One test:     tools/test.sh --test support_selftest"
 	@echo "In an editor: export TIDEMARK_PARTS=\$$(tools/parts.sh), then cargo test as usual."
 
@@ -31,12 +31,12 @@ lint: ## Formatting and lints only
 generate: ## Writes what is generated from the types: crds/ and docs/resources.md
 	cargo test --quiet --test crds generate -- --exact --ignored
 
-bench: ## Speed and memory beside restic, on this machine (release build, 8 GiB of /dev/shm; ARGS=MIB for less)
+bench: ## Speed and memory beside others, on this machine (release build, 8 GiB of /dev/shm; ARGS="MIB [s3]")
 	@tools/bench.sh $(ARGS)
 
 audit: ## Licences, advisories and duplicates of the dependencies, by cargo-deny (needs the network)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	cargo deny check
 
-clean-parts: ## Removes the cached etcd, kube-apiserver and kubectl
+clean-parts: ## Removes the cached etcd, kube-apiserver, kubectl and versitygw
 	rm -rf "$${TIDEMARK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tidemark}/parts"

@@ -14,6 +14,7 @@ use tidemark::api::{Backup, BackupState, BackupStatus, ClusterBackupTarget};
 use world::{
     BUCKET, PATIENCE, World,
     bucket::{age, import, namespace, own_cluster, record, until, until_target},
+    hold_downloads_after, restored,
 };
 
 /// Records and blocks that are there, by volume.
@@ -111,8 +112,18 @@ async fn law_10_delete_removes_its_own_data_and_nothing_else_and_a_crash_changes
     world.patch("two", json!({"expireAfter": "1s"})).await;
     gone(&world, &second, NAMESPACE, "two").await;
     assert_eq!(stored(&world, &stored_volume), (1, 6));
-    // Delete, and a time that is over: the data goes too.
-    world.backup("three", volume, json!({"deletionPolicy": "Delete", "expireAfter": "1s"})).await;
+    // Delete, and a time that is over: the data goes too, but not while a Restore reads it.
+    world.backup("three", volume, json!({"deletionPolicy": "Delete"})).await;
+    world.completed(&second, "three").await;
+    hold_downloads_after(&world.s3, 2);
+    world.restore("reader", "three", "out.img", json!({})).await;
+    world.until_restore(&second, "reader", "at 2 blocks", |s| restored(s) == 2).await;
+    world.patch("three", json!({"expireAfter": "1s"})).await;
+    let status = world.until(&second, "three", "Deleting", |s| s.state == Some(BackupState::Deleting)).await;
+    assert!(message(&status).contains("waiting for Restore reader, which reads from it"), "{status:#?}");
+    assert_eq!(stored(&world, &stored_volume), (2, 6));
+    world.s3.heal();
+    world.restored(&second, "reader").await;
     gone(&world, &second, NAMESPACE, "three").await;
     assert_eq!(stored(&world, &stored_volume), (1, 6), "what another record names stays");
     world.end(&[&second]).await;

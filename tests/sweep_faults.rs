@@ -17,8 +17,16 @@ use support::{
     repository::{self, HALF_AN_HOUR, Past, age, blocks, keys, layout, missing, removed, sweep, swept},
 };
 use tidemark::{
-    model::{Credentials, StoreLocation, job::S3Location},
-    store::{error::ErrorKind, objects::Objects, probe, remove, s3::S3, sweep::Sweep},
+    model::{BlockName, Compression, Credentials, StoreLocation, job::S3Location},
+    store::{
+        error::ErrorKind,
+        objects::Objects,
+        probe,
+        record::{BlockEntry, RecordHead, VolumeConfig, label},
+        remove,
+        s3::S3,
+        sweep::Sweep,
+    },
 };
 
 fn orphan(past: &Past, store: &Path, which: usize) {
@@ -297,28 +305,37 @@ async fn a_probe_finds_what_a_store_can_do_and_leaves_nothing() {
     assert_eq!(server.objects("backups"), [], "nothing stays");
 }
 
-/// A volume of 2000 blocks whose first backup owns 1500 of them, half an hour old.
+/// A volume of 2000 blocks, 1500 of which only the first of two backups names, half an hour old. Nobody reads a block to
+/// delete it, so their objects are small.
 async fn two_thousand(server: &S3Server, objects: &Arc<dyn Objects>) {
-    let folder = support::scratch("requests");
-    let image = Image::of(&folder.path().join("image"), &[]);
-    let write = |range: std::ops::Range<u64>, salt: u64| {
-        for index in range {
-            image.write_at(index << 21, &(index + salt).to_le_bytes().map(|b| b | 1));
-        }
+    let bucket = server.bucket("backups").join("some/prefix");
+    let write = |key: String, bytes: &[u8]| {
+        let path = bucket.join(key);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, bytes).expect("written");
     };
-    image.write_at((2000 << 21) - 1, &[1]);
-    for index in 0..1999_u64 {
-        image.write_at(index << 21, &index.to_be_bytes());
-        image.write_at((index << 21) + 8, b"first");
+    let names: Vec<BlockName> = (0..2000_u64).map(|i| BlockName::of(&i.to_le_bytes())).collect();
+    names.iter().for_each(|name| write(layout().block(name), &[7; 9000]));
+    for (uid, range) in [("first", 0..2000), ("second", 1500..2000)] {
+        let head = RecordHead {
+            name: format!("backup-{uid}"),
+            volume_name: "pvc-test".into(),
+            created_time: "2026-11-23T05:47:02Z".into(),
+            snapshot_created_at: "2026-11-23T05:47:02Z".into(),
+            labels: Some([(label::BACKUP_UID.to_owned(), uid.to_owned())].into()),
+            compression_method: "lz4".into(),
+            ..RecordHead::default()
+        };
+        let entry = |i: usize| BlockEntry { offset: (i as u64) << 21, block_checksum: names[i] };
+        let mut bytes = Vec::new();
+        head.write_to(range.map(|i| Ok(entry(i))), &mut bytes).expect("a Vec");
+        write(layout().backup(&head.name.parse().expect("a name")), &bytes);
     }
-    assert!(job::run(job::job(image.path(), "first", 1), objects.clone()).await.completed());
-    write(0..1500, 1);
-    // Two thousand in all: the second backup has few of its own.
-    for index in 0..1500_u64 {
-        image.write_at(index << 21, &[0; 4096]);
-    }
-    assert!(job::run(job::job(image.path(), "second", 2), objects.clone()).await.completed());
+    let mut config = VolumeConfig::new(&repository::volume(), 2000 << 21, Compression::Lz4, job::now());
+    config.last_backup_name = "backup-first".into();
+    write(layout().config(), &config.encode());
     age(&server.bucket("backups"), HALF_AN_HOUR);
+    assert_eq!(missing(objects).await, None);
 }
 
 #[tokio::test]
@@ -329,15 +346,15 @@ async fn deleting_a_backup_of_2000_blocks_costs_at_most_20_requests_and_a_get_pe
     assert_eq!(server.block_objects("backups").len(), 2000);
     server.forget_requests();
     let gone = removed(objects.clone(), "first").await.expect("deleted");
-    assert_eq!((gone.swept.blocks_deleted, gone.swept.blocks_not_deleted), (1499, 0), "{gone:?}");
+    assert_eq!((gone.swept.blocks_deleted, gone.swept.blocks_not_deleted), (1500, 0), "{gone:?}");
     let counts = server.counts();
     let sum: usize = counts.values().sum();
-    println!("deletion of 1499 of 2000 blocks: {sum} requests, {counts:?}");
+    println!("deletion of 1500 of 2000 blocks: {sum} requests, {counts:?}");
     assert!(sum <= 20 + 1, "one record remains: {sum}: {counts:?}");
-    assert_eq!(server.block_objects("backups").len(), 501);
+    assert_eq!(server.block_objects("backups").len(), 500);
     server.forget_requests();
     let gone = removed(objects.clone(), "second").await.expect("deleted");
-    assert_eq!(gone.swept.blocks_deleted, 501, "{gone:?}");
+    assert_eq!(gone.swept.blocks_deleted, 500, "{gone:?}");
     let sum: usize = server.counts().values().sum();
     assert!(sum <= 20, "no record remains: {sum}");
 }

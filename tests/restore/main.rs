@@ -144,7 +144,7 @@ async fn run(job: RestoreJob, cancel: CancellationToken, mut watch: impl FnMut(&
             biased;
             changed = newest.changed(), if newest.has_changed().is_ok() => if changed.is_ok() {
                 let p = *newest.borrow_and_update();
-                only_grows(seen.last(), &p);
+                check_counters(seen.last(), &p);
                 watch(&p);
                 seen.push(p);
             },
@@ -152,12 +152,12 @@ async fn run(job: RestoreJob, cancel: CancellationToken, mut watch: impl FnMut(&
         }
     };
     let last = *newest.borrow();
-    only_grows(seen.last(), &last);
+    check_counters(seen.last(), &last);
     seen.push(last);
     Ran { outcome, seen }
 }
 
-fn only_grows(before: Option<&RestoreProgress>, now: &RestoreProgress) {
+fn check_counters(before: Option<&RestoreProgress>, now: &RestoreProgress) {
     assert!(now.percent(Completion::Open) <= 99, "{now:?}");
     assert!(now.restored_blocks() + now.failed_blocks <= now.total_blocks, "{now:?}");
     let Some(before) = before else { return };

@@ -190,11 +190,14 @@ pub enum Lie {
     Beheaded,
 }
 
+/// Which request, by number and key, is lied to.
+type Which = Box<dyn Fn(u64, &str) -> Option<Lie> + Send + Sync>;
+
 /// A store whose listings lie: those of which `which` says so, by their number and prefix.
 pub struct Lying {
     inner: Arc<dyn Objects>,
     lists: AtomicU64,
-    which: Box<dyn Fn(u64, &str) -> Option<Lie> + Send + Sync>,
+    which: Which,
 }
 
 impl Lying {

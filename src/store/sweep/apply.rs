@@ -36,20 +36,20 @@ pub(super) async fn apply(
     progress.send_modify(|p| (p.phase, p.blocks_total) = (SweepPhase::Deleting, summary.blocks_to_delete));
     let mut candidates = plan.listed.candidates();
     loop {
-        let (mut keys, mut bytes) = (Vec::new(), 0);
+        let mut batch = Vec::new();
         for placed in candidates.by_ref().take(limits::LIST_PAGE as usize) {
             let placed = placed.map_err(scratch_failed)?;
-            keys.push(deletion.layout().block(&placed.name));
-            bytes += u64::from(placed.stored);
+            batch.push((deletion.layout().block(&placed.name), u64::from(placed.stored)));
         }
-        if keys.is_empty() {
+        if batch.is_empty() {
             break;
         }
         sweep.check_cancelled()?;
         deletion.check_lease_for_batch()?;
         check_unchanged(deletion, expected).await?;
+        let keys: Vec<String> = batch.iter().map(|(key, _)| key.clone()).collect();
         let stay = deletion.delete(&keys).await?;
-        swept.count(keys.len() as u64, bytes, stay);
+        swept.count(&batch, &stay);
         progress.send_modify(|p| (p.blocks_deleted, p.bytes_deleted) = (swept.blocks_deleted, swept.bytes_deleted));
     }
     let config = plan.config.as_ref().map(|config| {

@@ -97,13 +97,14 @@ pub struct Swept {
 }
 
 impl Swept {
-    /// Adds a batch: `sent` keys of `bytes` bytes, of which some stay.
-    fn count(&mut self, sent: u64, bytes: u64, stay: Vec<StoreError>) {
+    /// Adds a batch of keys and their sizes, of which some stay.
+    fn count(&mut self, batch: &[(String, u64)], stay: &[StoreError]) {
+        let sent = batch.len() as u64;
         let stays = (stay.len() as u64).min(sent);
         self.blocks_deleted += sent - stays;
-        // Sizes are not told for those that stay: an average is near enough for a sum that people read.
-        self.bytes_deleted += if sent == 0 { 0 } else { bytes / sent * (sent - stays) };
         self.blocks_not_deleted += stays;
+        let is_gone = |key: &str| stay.iter().all(|error| error.key != key);
+        self.bytes_deleted += batch.iter().filter(|(key, _)| is_gone(key)).map(|(_, bytes)| bytes).sum::<u64>();
         let room = limits::NOT_DELETED_TOLD - self.not_deleted.len();
         self.not_deleted.extend(stay.iter().take(room).map(ToString::to_string));
     }
