@@ -97,7 +97,8 @@ pub fn walk(folder: &Path) -> Vec<PathBuf> {
 /// Makes every file below a folder so old by its store's clock; negative: from the future.
 pub fn age(folder: &Path, seconds: i64) {
     let age = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 { SystemTime::now() + age } else { SystemTime::now() - age };
+    let now = SystemTime::from(tidemark::telemetry::now());
+    let time = if seconds < 0 { now + age } else { now - age };
     for path in walk(folder) {
         let file = std::fs::File::options().write(true).open(&path).expect("the object is there");
         file.set_modified(time).expect("a file's time can be set");
