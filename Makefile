@@ -48,4 +48,4 @@ e2e-image: ## The image, by hand: static, loaded into the node if it runs. ARGS=
 	@tools/e2e/image.sh $(ARGS)
 
 clean-parts: ## Removes the cached programs of tests, demo and e2e node
-	cd "$${TIDEMARK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tidemark}" && rm -rf parts cluster
+	cache="$${TIDEMARK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tidemark}"; rm -rf "$$cache/parts" "$$cache/cluster"

@@ -55,7 +55,7 @@ take_debian() {
 build() {
     local name crds
     find_go
-    say "building Kubernetes $KUBERNETES, the CSI controllers and Helm with Go $(go_version "$go") (15 CPU minutes, once)"
+    say "building Kubernetes $KUBERNETES, the CSI controllers and Helm with Go $(go_version "$go") (about 11 CPU minutes, once)"
     go_build tools/cluster "$work/bin/" "$(go_version_flags "$KUBERNETES")" . ./csi-file "${MODULES[@]}"
     for name in "${NAMES[@]}"; do ln -s cluster "$work/bin/$name"; done
     mkdir "$work/crds"
