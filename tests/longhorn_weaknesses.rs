@@ -173,10 +173,7 @@ async fn law_7_h4_locks_are_judged_by_the_servers_clock_whatever_ours_says() {
     // Ahead: a lock that died more than 180 s ago by the server's clock is dead.
     world.server.shift_clock(300);
     drop(Longhorn::here().lock(&world.place, VOLUME, 2).await.expect("nobody else is there"));
-    let locks = world.file(&layout(VOLUME).locks());
-    let lock = std::fs::read_dir(locks).expect("locks/").flatten().next().expect("it stayed behind");
-    let file = std::fs::File::options().write(true).open(lock.path()).expect("ours");
-    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(200)).expect("a file's time can be set");
+    age(&world.file(&layout(VOLUME).locks()), 200);
     backup_of(&world.backup(&[]).await);
     if let Some(longhorn) = Longhorn::library("H4") {
         let beside = longhorn.create(&world.place, &world.create("backup-l2")).await;
