@@ -116,6 +116,9 @@ judge!(judge_backup, Backup);
 judge!(judge_restore, Restore);
 judge!(judge_target, ClusterBackupTarget);
 
+/// An object, what it may not and may be changed to, and who judges that.
+type Updates = (Value, Vec<Bad>, Vec<Value>, Judge, &'static str);
+
 type Judge = fn(&Value, Option<&Value>) -> Result<(), String>;
 
 fn refused(table: Vec<Bad>, good: &Value, judge: Judge, old: Option<&Value>) {
@@ -165,7 +168,7 @@ fn rules_accept_good_manifests() {
 fn what_is_immutable_stays_and_the_verbs_are_free() {
     let backup = merged(manifests::backup("pg"), &json!({"spec": manifests::full_backup_spec()}));
     let restore = merged(manifests::restore("pg"), &json!({"spec": manifests::full_restore_spec()}));
-    let tables: [(Value, Vec<Bad>, Vec<Value>, Judge, &str); 2] = [
+    let tables: [Updates; 2] = [
         (backup, manifests::bad_backup_updates(), manifests::good_backup_updates(), judge_backup, "Backup"),
         (restore, manifests::bad_restore_updates(), manifests::good_restore_updates(), judge_restore, "Restore"),
     ];
