@@ -155,7 +155,7 @@ async fn a_backup_to_versitygw_is_whole_and_an_unchanged_one_sends_nothing() {
     assert!(first.completed(), "{:?}", first.last);
     assert_eq!(job::compare(&objects, "pvc-test", &first.record(), image.path()).await, None);
     let second = job::run(job::job(image.path(), "second", 1), objects.clone()).await;
-    assert_eq!((second.completed(), second.last.backup().uploaded_blocks), (true, 0), "{:?}", second.last);
+    assert_eq!((second.completed(), second.last.counters.backup().uploaded_blocks), (true, 0), "{:?}", second.last);
     assert!(second.last.requests.sum() <= 30, "{:?}", second.last.requests);
 }
 

@@ -310,7 +310,7 @@ mod tests {
         fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
             self.store.list(prefix, token)
         }
-        fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+        fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
             self.store.delete(keys)
         }
     }
