@@ -73,4 +73,9 @@ impl Tidemark {
         let url = url_of(&self.place.target(), volume, backup);
         self.run(&["restore", &url, &out.display().to_string(), "--force", "--json"]).await
     }
+
+    pub async fn delete(&self, volume: &str, backup: &str) -> Ended {
+        let url = url_of(&self.place.target(), volume, backup);
+        self.run(&["delete", &url, "--yes", "--json"]).await
+    }
 }

@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use serde_json::Value;
@@ -79,6 +80,29 @@ pub fn url_of(target: &str, volume: &str, backup: &str) -> String {
 
 pub fn layout(volume: &str) -> VolumeLayout {
     VolumeLayout::new(&volume.parse().expect("a volume name"))
+}
+
+/// Every file below a folder.
+pub fn walk(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path() {
+            path if path.is_dir() => files.extend(walk(&path)),
+            path => files.push(path),
+        }
+    }
+    files
+}
+
+/// Makes every file below a folder so old by its store's clock; negative: from the future.
+pub fn age(folder: &Path, seconds: i64) {
+    let age = Duration::from_secs(seconds.unsigned_abs());
+    let now = SystemTime::from(tidemark::telemetry::now());
+    let time = if seconds < 0 { now + age } else { now - age };
+    for path in walk(folder) {
+        let file = std::fs::File::options().write(true).open(&path).expect("the object is there");
+        file.set_modified(time).expect("a file's time can be set");
+    }
 }
 
 /// A backup that Longhorn is to make.

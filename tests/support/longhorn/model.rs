@@ -54,6 +54,11 @@ impl Store {
         put.map(drop).map_err(|e| e.to_string())
     }
 
+    async fn delete(&self, key: &str) -> Outcome<()> {
+        let stay = self.objects.delete(&[key.to_owned()]).await.map_err(|e| e.to_string())?;
+        stay.first().map_or(Ok(()), |error| Err(error.to_string()))
+    }
+
     async fn get(&self, key: &str) -> Outcome<Bytes> {
         let fetched = self.objects.get(key, Range::whole(u64::MAX)).await.map_err(|e| e.to_string())?;
         Ok(fetched.ok_or_else(|| format!("{key} is not there"))?.bytes)
@@ -221,7 +226,7 @@ impl Lock {
     }
 
     pub(super) async fn release(&self) -> Outcome<()> {
-        self.store.objects.delete(std::slice::from_ref(&self.key)).await.map_err(|e| e.to_string())
+        self.store.delete(&self.key).await
     }
 }
 
@@ -401,8 +406,7 @@ pub(super) async fn delete(place: &Place, volume: &str, backup: &str) -> Said {
 
 /// The config first, then mark and sweep: nothing is swept beside a backup in progress.
 async fn delete_backup(store: &Store, backup: &str) -> Outcome<Value> {
-    let remove = async |keys: &[String]| store.objects.delete(keys).await.map_err(|e| e.to_string());
-    remove(&[store.backup_key(backup)]).await?;
+    store.delete(&store.backup_key(backup)).await?;
     let mut volume = store.volume_config().await?;
     let names = store.backups().await?;
     let blocks = store.list(&layout(&store.volume).blocks()).await?;
@@ -428,7 +432,7 @@ async fn delete_backup(store: &Store, backup: &str) -> Outcome<Value> {
     let garbage: Vec<String> =
         all.iter().filter(|(name, _)| !used.contains(name)).map(|(_, key)| key.clone()).collect();
     for key in &garbage {
-        remove(std::slice::from_ref(key)).await?;
+        store.delete(key).await?;
     }
     volume["BlockCount"] = json!((all.len() - garbage.len()).to_string());
     store.save_volume(&volume).await?;
