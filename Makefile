@@ -1,12 +1,12 @@
 # What a person does with this checkout. `make` alone explains.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench fmt lint generate audit clean-parts
+.PHONY: help demo test soak bench fmt lint generate audit clean-parts e2e-up e2e-down e2e-node-test e2e-image
 
 help: ## This text
 	@echo "Tidemark backs up Kubernetes volumes block by block to S3, with a progress that cannot lie."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Needs: Rust 1.95, and for demo and test Go 1.26 or pip (both build a real kube-apiserver and an S3 server once, about 9 minutes)."
 	@echo "One test:     tools/test.sh --test support_selftest"
@@ -38,5 +38,17 @@ audit: ## Licences, advisories and duplicates of the dependencies, by cargo-deny
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	cargo deny check
 
-clean-parts: ## Removes the cached etcd, kube-apiserver, kubectl and versitygw
-	rm -rf "$${TIDEMARK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tidemark}/parts"
+e2e-up: ## Starts a real single-node Kubernetes with CSI snapshots and leaves it running (root; Linux)
+	@tools/e2e/up.sh
+
+e2e-down: ## Takes it away, with all that it left
+	@tools/e2e/down.sh
+
+e2e-node-test: ## Checks that node: volumes, snapshots, kills, and that nothing is left behind (root)
+	@tools/e2e/selftest.sh
+
+e2e-image: ## The image, by hand: static, loaded into the node if it runs. ARGS=--debug is quicker
+	@tools/e2e/image.sh $(ARGS)
+
+clean-parts: ## Removes the cached programs of tests, demo and e2e node
+	cache="$${TIDEMARK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/tidemark}"; rm -rf "$$cache/parts" "$$cache/cluster"

@@ -165,11 +165,16 @@ fn rules_accept_good_manifests() {
 fn what_is_immutable_stays_and_the_verbs_are_free() {
     let backup = merged(manifests::backup("pg"), &json!({"spec": manifests::full_backup_spec()}));
     let restore = merged(manifests::restore("pg"), &json!({"spec": manifests::full_restore_spec()}));
-    let tables: [(Value, Vec<Bad>, Vec<Value>, Judge, &str); 2] = [
-        (backup, manifests::bad_backup_updates(), manifests::good_backup_updates(), judge_backup, "Backup"),
-        (restore, manifests::bad_restore_updates(), manifests::good_restore_updates(), judge_restore, "Restore"),
-    ];
-    for (old, bad, good, judge, kind) in tables {
+    let backups =
+        (backup, manifests::bad_backup_updates(), manifests::good_backup_updates(), judge_backup as Judge, "Backup");
+    let restores = (
+        restore,
+        manifests::bad_restore_updates(),
+        manifests::good_restore_updates(),
+        judge_restore as Judge,
+        "Restore",
+    );
+    for (old, bad, good, judge, kind) in [backups, restores] {
         refused(bad, &old, judge, Some(&old));
         let mut last = old;
         for change in good {

@@ -3,20 +3,15 @@
 
 mod support;
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use support::{
     Block, Fault, Image, Kind, Longhorn, Place, Rule, S3Server, TempDir, Tidemark,
     decorators::{Fate, Judged},
-    image::{difference, difference_after_growth},
+    image::difference_after_growth,
     job,
-    longhorn::{Create, layout},
+    longhorn::{Create, age, layout, walk},
 };
 use tidemark::{
     model::{FailureReason, Outcome},
@@ -74,31 +69,20 @@ impl World {
     fn age_locks(&self, seconds: i64) {
         let locks = walk(&self.root().join("locks"));
         assert!(!locks.is_empty(), "a lock stayed behind");
-        for lock in locks {
-            let age = Duration::from_secs(seconds.unsigned_abs());
-            let time = if seconds < 0 { SystemTime::now() + age } else { SystemTime::now() - age };
-            let file = std::fs::File::options().write(true).open(&lock).expect("the lock is there");
-            file.set_modified(time).expect("a file's time can be set");
-        }
+        age(&self.root().join("locks"), seconds);
+    }
+
+    /// Old enough for our deletion to take it.
+    fn age_blocks(&self) {
+        age(&self.root().join("blocks"), 3600);
     }
 
     async fn restores(&self, backup: &str, image: &Image) {
         let out = self.folder.path().join("out");
         let ended = self.ours.restore(VOLUME, backup, &out).await;
         assert_eq!(ended.code, 0, "{ended:#?}");
-        assert_eq!(difference(image.path(), &out), None);
+        assert_eq!(difference_after_growth(image.path(), &out), None, "{backup}");
     }
-}
-
-fn walk(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.path() {
-            path if path.is_dir() => files.extend(walk(&path)),
-            path => files.push(path),
-        }
-    }
-    files
 }
 
 /// Blocks that a record names and the store does not have. Markers name none.
@@ -300,4 +284,82 @@ async fn backup_begun_at(n: u64) -> Option<bool> {
 
 fn second(world: &World) -> Create {
     Create::new(VOLUME, "backup-second", world.second.path())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn law_7_our_deletion_waits_for_longhorns_backups_and_restores_and_holds_them_off() {
+    let world = World::new(true).await;
+    let backup = world.ours.backup(VOLUME, world.second.path(), &[]).await;
+    let held = world.longhorn.lock(&world.place, VOLUME, 1).await.expect("nobody else is there");
+    let refused = world.ours.delete(VOLUME, &backup).await;
+    assert!(refused.code == HELD && refused.stderr.contains("/locks/lock-"), "{refused:#?}");
+    world.restores(&backup, &world.second).await;
+    // Its process is gone and its lock stays: for 210 s we believe it.
+    drop(held);
+    for (age, expected) in [(100, HELD), (200, HELD)] {
+        world.age_locks(age);
+        let ended = world.ours.delete(VOLUME, &backup).await;
+        assert_eq!(ended.code, expected, "a lock {age} s old: {ended:#?}");
+    }
+    world.age_locks(250);
+    world.age_blocks();
+    // It lists blocks under its lock.
+    world.server.fault(Rule::new(Fault::Hold).on(Kind::List).key("/blocks/").times(1));
+    let ours = world.ours.delete(VOLUME, &backup);
+    let theirs = async {
+        wait_for_held(&world.server).await;
+        let refused = world.longhorn.create(&world.place, &second(&world)).await;
+        assert!(!refused.ok && refused.error().contains("failed to acquire lock"), "{refused:?}");
+        world.server.heal();
+    };
+    let (ended, ()) = tokio::join!(ours, theirs);
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    assert_eq!(world.blocks(), 3, "those of Longhorn's backup");
+    world.restores("backup-first", &world.first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn law_7_our_deletion_begun_at_any_request_of_longhorns_backup_takes_no_block_of_it() {
+    let at_once = Semaphore::new(12);
+    let at_once = &at_once;
+    let worlds = (0..48).step_by(step()).map(async |n| {
+        let _permit = at_once.acquire().await.expect("never closed");
+        our_deletion_begun_at(n).await
+    });
+    let codes: Vec<Option<i32>> = join_all(worlds).await;
+    let reached = codes.iter().flatten().count();
+    assert!((15 / step()..codes.len()).contains(&reached), "not every request was visited: {codes:?}");
+    assert!(codes.contains(&Some(HELD)), "none found the backup's lock: {codes:?}");
+}
+
+/// One world: Longhorn backs up what our backup has already, and stops at its n-th request while we delete ours. The exit
+/// code of our deletion; `None`: it made no such request.
+async fn our_deletion_begun_at(n: u64) -> Option<i32> {
+    let world = World::new(true).await;
+    let ours = world.ours.backup(VOLUME, world.second.path(), &[]).await;
+    world.age_blocks();
+    world.server.forget_requests();
+    world.server.fault(Rule::new(Fault::Hold).after(n).times(1));
+    let create = second(&world);
+    let creation = world.longhorn.create(&world.place, &create);
+    tokio::pin!(creation);
+    let said = tokio::select! {
+        said = &mut creation => Err(said),
+        () = wait_for_held(&world.server) => Ok(()),
+    };
+    if let Err(said) = said {
+        said.done("create");
+        return None;
+    }
+    let deleted = world.ours.delete(VOLUME, &ours).await;
+    let seen = format!("begun at request {n} of the backup: {deleted:?}");
+    assert!(matches!(deleted.code, 0 | HELD), "{seen}");
+    world.server.heal();
+    let created = creation.await;
+    assert_eq!(missing_blocks(&world.place.objects()).await, Vec::<String>::new(), "{seen}, {created:?}");
+    if created.ok {
+        world.restores("backup-second", &world.second).await;
+    }
+    world.restores("backup-first", &world.first).await;
+    Some(deleted.code)
 }

@@ -6,13 +6,13 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use futures::future::join_all;
 use support::{
     Block, Image, Longhorn, Place, S3Server, TempDir, Tidemark,
     image::difference_after_growth,
-    longhorn::{Create, url_of},
+    longhorn::{Create, age, layout, url_of, walk},
 };
 use tidemark::model::BlockSize;
 use tokio::sync::Semaphore;
@@ -48,6 +48,8 @@ const NEW_BLOCKS: [u64; 4] = [3, 1, 2, 1];
 struct Chain {
     name: String,
     place: Place,
+    /// Where the store's objects lie on disk.
+    root: PathBuf,
     method: &'static str,
     block_size: BlockSize,
     images: Arc<Vec<Image>>,
@@ -105,8 +107,16 @@ impl Chain {
     }
 
     async fn delete(&self, side: Side, backup: &str) {
-        if side == Side::Longhorn {
-            self.longhorn.delete(&self.place, VOLUME, backup).await.done(&self.name);
+        match side {
+            Side::Longhorn => {
+                self.longhorn.delete(&self.place, VOLUME, backup).await.done(&self.name);
+            }
+            Side::Ours => {
+                // We leave blocks alone that were written in the last 20 minutes.
+                age(&self.root.join(layout(VOLUME).blocks()), 3600);
+                let ended = self.ours.delete(VOLUME, backup).await;
+                assert_eq!(ended.code, 0, "{}: {ended:#?}", self.name);
+            }
         }
     }
 
@@ -132,13 +142,21 @@ impl Chain {
             let ours = self.ours.run(&["inspect", &url, "--json"]).await;
             assert_eq!(ours.code, 0, "{}: {ours:?}", self.name);
         }
-        for (side, name) in &backups[..2] {
-            self.delete(*side, name).await;
-        }
+        // Each deletion takes the one block that no other backup names: see `states`.
+        let blocks = || walk(&self.root.join(layout(VOLUME).blocks())).len();
+        let before = blocks();
+        self.delete(backups[1].0, &backups[1].1).await;
+        assert_eq!(blocks(), before, "{}: what state 1 names, state 0 or 2 names too", self.name);
+        self.delete(backups[0].0, &backups[0].1).await;
+        assert_eq!(blocks(), before - 1, "{}: Text(1) is in no other state", self.name);
         let left = backups.iter().enumerate().skip(2);
         for (state, (side, name)) in left {
             self.restores(side.other(), name, state).await;
         }
+        // Longhorn may delete ours, too.
+        let (ours, theirs) = if first == Side::Ours { (2, 3) } else { (3, 2) };
+        self.longhorn.delete(&self.place, VOLUME, &backups[ours].1).await.done(&self.name);
+        self.restores(Side::Ours, &backups[theirs].1, theirs).await;
     }
 }
 
@@ -173,9 +191,13 @@ async fn matrix(method: &'static str) {
                         false => Place::Directory(folder.path().join("store")),
                     };
                     std::fs::create_dir(folder.path().join("store")).expect("a new folder");
+                    let root = match is_s3 {
+                        true => server.bucket("backups").join("some/prefix"),
+                        false => folder.path().join("store"),
+                    };
                     let name = format!("{method}, {size}, {first:?} first, {place:?}");
                     let (ours, longhorn) = (Tidemark::at(&place), Longhorn::here());
-                    let chain = Chain { name, place, method, block_size: *size, images, longhorn, ours, folder };
+                    let chain = Chain { name, place, root, method, block_size: *size, images, longhorn, ours, folder };
                     chain.run(first).await;
                 });
             }

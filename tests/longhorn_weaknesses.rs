@@ -14,7 +14,7 @@ use support::{
     decorators::{Fate, Judged, REFUSED},
     image::difference,
     job,
-    longhorn::{Create, layout},
+    longhorn::{Create, age, layout, walk},
     tidemark::Ended,
 };
 use tidemark::{
@@ -91,6 +91,31 @@ fn refuse(kinds: &[Kind], key: &str) -> Rule {
 }
 
 #[tokio::test]
+async fn law_7_h1_a_deletion_whose_listing_fails_takes_no_block() {
+    let world = World::of_text(4);
+    let (doomed, kept) = (backup_of(&world.backup(&[]).await), backup_of(&world.backup(&[]).await));
+    let blocks = world.file(&layout(VOLUME).blocks());
+    age(&blocks, 3600);
+    world.server.fault(refuse(&[Kind::List], "/backups/"));
+    let refused = world.ours.delete(VOLUME, &doomed).await;
+    assert!(refused.code == 65 && refused.stderr.contains("AccessDenied"), "{refused:#?}");
+    assert_eq!(walk(&blocks).len(), 4);
+    world.server.heal();
+    for backup in [&doomed, &kept] {
+        world.restores(backup).await;
+    }
+
+    let Some(longhorn) = Longhorn::library("H1") else { return };
+    longhorn.create(&world.place, &world.create("backup-l1")).await.done("create");
+    // Its removal of the config lists first; that one is let through.
+    world.server.fault(refuse(&[Kind::List], "/backups/").after(1));
+    longhorn.delete(&world.place, VOLUME, "backup-l1").await.done("delete");
+    world.server.heal();
+    assert_eq!(walk(&blocks).len(), 0, "Longhorn says it went well, and every block of every backup is gone");
+    assert_eq!(world.restore(&kept).await.code, 65);
+}
+
+#[tokio::test]
 async fn law_7_h2_a_volume_config_that_cannot_be_read_is_not_written_anew() {
     let world = World::of_text(3);
     backup_of(&world.backup(&[]).await);
@@ -148,10 +173,7 @@ async fn law_7_h4_locks_are_judged_by_the_servers_clock_whatever_ours_says() {
     // Ahead: a lock that died more than 180 s ago by the server's clock is dead.
     world.server.shift_clock(300);
     drop(Longhorn::here().lock(&world.place, VOLUME, 2).await.expect("nobody else is there"));
-    let locks = world.file(&layout(VOLUME).locks());
-    let lock = std::fs::read_dir(locks).expect("locks/").flatten().next().expect("it stayed behind");
-    let file = std::fs::File::options().write(true).open(lock.path()).expect("ours");
-    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(200)).expect("a file's time can be set");
+    age(&world.file(&layout(VOLUME).locks()), 200);
     backup_of(&world.backup(&[]).await);
     if let Some(longhorn) = Longhorn::library("H4") {
         let beside = longhorn.create(&world.place, &world.create("backup-l2")).await;

@@ -174,6 +174,7 @@ async fn law_7_damage_in_the_bucket_is_named_and_no_restore_with_holes_is_comple
     let image = world.image("a.img", 8, 3);
     world.backup("a", "a.img", json!({})).await;
     world.completed(&operator, "a").await;
+    world.watch_no_more();
     let objects = world.s3.block_objects(BUCKET);
     let file = |n: usize| world.s3.bucket(BUCKET).join(&objects[n].key);
     let whole = [std::fs::read(file(2)).expect("there"), std::fs::read(file(5)).expect("there")];

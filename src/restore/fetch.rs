@@ -13,8 +13,9 @@ use super::{
     shared::{Arrived, Failed, Order, Shared},
 };
 use crate::{
-    model::{DamageReason, job::Limits, limits},
+    model::{BlockSize, DamageReason, job::Limits, limits},
     store::{
+        buffers::Pool,
         client::Client,
         concurrency::Concurrency,
         error::{ErrorKind, StoreError},
@@ -32,6 +33,8 @@ pub(super) struct Fetcher {
     shared: Arc<Shared>,
     orders: UnboundedReceiver<Order>,
     buffers: Arc<Semaphore>,
+    /// As many as there are permits.
+    pool: Pool,
     concurrency: Concurrency,
     pace: Pace,
     began: Instant,
@@ -64,6 +67,7 @@ impl Fetcher {
             shared,
             orders,
             buffers: Arc::new(Semaphore::new(limits::buffers(block_size))),
+            pool: Pool::new(limits::buffers(block_size), object_bytes_max(block_size) as usize),
             concurrency: Concurrency::new(wanted.concurrency),
             pace: Pace::new(wanted.max_bytes_per_second),
             began: Instant::now(),
@@ -111,10 +115,10 @@ impl Fetcher {
     fn request(&mut self, order: Order, buffer: OwnedSemaphorePermit) {
         let estimated = self.object_bytes;
         let wait = self.pace.reserve(self.began.elapsed(), estimated);
-        let (client, shared) = (self.client.clone(), Arc::clone(&self.shared));
+        let (client, shared, pool) = (self.client.clone(), Arc::clone(&self.shared), self.pool.clone());
         self.requests.spawn(async move {
             sleep(wait).await;
-            Answer { estimated, bytes: get(&client, &shared, order, buffer).await }
+            Answer { estimated, bytes: get(&client, &shared, order, (buffer, pool)).await }
         });
     }
 
@@ -135,13 +139,17 @@ async fn lost(lock: Option<&Locked>) -> StoreError {
     }
 }
 
+/// No plausible object is longer (`model::block::is_plausible`).
+fn object_bytes_max(size: BlockSize) -> u64 {
+    size.bytes() + size.bytes() / 256 + 64
+}
+
 /// Fetches one block's object and hands it to the threads. The bytes that came.
-async fn get(client: &Client, shared: &Shared, order: Order, buffer: OwnedSemaphorePermit) -> u64 {
+async fn get(client: &Client, shared: &Shared, order: Order, memory: (OwnedSemaphorePermit, Pool)) -> u64 {
+    let (buffer, pool) = memory;
     let key = shared.plan.layout.block(&order.entry.block_checksum);
-    let block = shared.plan.block_size.bytes();
-    // No plausible object is longer (model::block::is_plausible).
-    let range = Range::whole(block + block / 256 + 64);
-    match client.get(&key, range).await {
+    let range = Range::whole(object_bytes_max(shared.plan.block_size));
+    match client.get_into(&key, range, &pool).await {
         Ok(Some(fetched)) => {
             let bytes = fetched.bytes.len() as u64;
             shared.work.place(Arrived { order, key, object: fetched.bytes, _buffer: buffer });

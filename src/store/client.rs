@@ -16,12 +16,13 @@ use futures::{StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
+    buffers::Pool,
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
     retry::{self, Decision, Tried},
     stall::StallClock,
 };
-use crate::model::{BlockSize, FailureReason, Requests, limits, progress::FailedRequests};
+use crate::model::{FailureReason, Requests, limits, progress::FailedRequests};
 
 /// Shared by everything that talks to one store for one attempt.
 #[derive(Clone)]
@@ -153,10 +154,14 @@ impl Client {
     }
 
     pub async fn get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
-        // How long it is nobody knows before it comes: a small object, or at most a block.
-        let unknown = range.bytes_max.clamp(limits::SMALL_OBJECT_BYTES_MAX, 2 * BlockSize::Mi16.bytes());
-        let request = Request { action: "GET", key, len: range.len.unwrap_or(unknown) };
+        let request = Request { action: "GET", key, len: range.len.unwrap_or(limits::SMALL_OBJECT_BYTES_MAX) };
         self.call(request, || self.objects.get(key, range)).await
+    }
+
+    /// The same into a buffer of the pool, if one is free.
+    pub async fn get_into(&self, key: &str, range: Range, pool: &Pool) -> Result<Option<Fetched>, StoreError> {
+        let request = Request { action: "GET", key, len: range.len.unwrap_or(range.bytes_max) };
+        self.call(request, || self.objects.get_into(key, range, pool)).await
     }
 
     pub async fn head(&self, key: &str) -> Result<Option<Meta>, StoreError> {

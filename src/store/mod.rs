@@ -15,9 +15,10 @@
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
 //! * `record_reader`  a record to its last byte, as a stream
 //! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
-//! * `scratch`   tables too large for memory
+//! * `buffers`   memory that is paid for once; `scratch` tables too large for it
 
 pub mod adopt;
+pub mod buffers;
 pub mod catalogue;
 pub mod client;
 pub mod codec;

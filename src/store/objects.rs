@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 
-use super::error::StoreError;
+use super::{buffers::Pool, error::StoreError};
 use crate::model::limits;
 
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
@@ -21,6 +21,12 @@ pub trait Objects: Send + Sync {
     fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored>;
     /// The whole object or a range of it; refused above `bytes_max`.
     fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>>;
+    /// The same into a buffer of this pool where the backend can and one is free: an allocator that is given megabytes
+    /// back by many threads keeps too many of them.
+    fn get_into<'a>(&'a self, key: &'a str, range: Range, pool: &'a Pool) -> Answer<'a, Option<Fetched>> {
+        let _ = pool;
+        self.get(key, range)
+    }
     fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>>;
     /// One page of the keys that start with `prefix`, after `token`.
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page>;

@@ -29,6 +29,7 @@ use jiff::Timestamp;
 use md5::{Digest, Md5};
 
 use super::{
+    buffers::Pool,
     credentials::{CredentialSource, Current},
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
@@ -77,7 +78,7 @@ impl S3 {
         Ok(Stored { etag: reply.e_tag })
     }
 
-    async fn send_get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
+    async fn send_get(&self, key: &str, range: Range, pool: Option<&Pool>) -> Result<Option<Fetched>, StoreError> {
         let request = self.client.get_object().bucket(&self.location.bucket).key(self.key(key));
         let wanted = match (range.offset, range.len) {
             (0, None) => None,
@@ -100,7 +101,7 @@ impl S3 {
             etag: reply.e_tag.clone(),
             modified: reply.last_modified.as_ref().and_then(timestamp),
         };
-        let bytes = collect(key, reply.body, len).await?;
+        let bytes = collect(key, reply.body, len, pool).await?;
         Ok(Some(Fetched { bytes, meta }))
     }
 
@@ -226,7 +227,10 @@ impl Objects for S3 {
         Box::pin(async move { self.send_put(key, body, condition).await })
     }
     fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>> {
-        Box::pin(self.send_get(key, range))
+        Box::pin(self.send_get(key, range, None))
+    }
+    fn get_into<'a>(&'a self, key: &'a str, range: Range, pool: &'a Pool) -> Answer<'a, Option<Fetched>> {
+        Box::pin(self.send_get(key, range, Some(pool)))
     }
     fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>> {
         Box::pin(self.send_head(key))
@@ -324,20 +328,30 @@ fn stream(body: Body) -> std::io::Result<ByteStream> {
 }
 
 /// Reads a body to its end; an answer of another length than its header says is no answer.
-async fn collect(key: &str, mut body: ByteStream, len: u64) -> Result<Bytes, StoreError> {
-    let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or_default());
+async fn collect(key: &str, mut body: ByteStream, len: u64, pool: Option<&Pool>) -> Result<Bytes, StoreError> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut pooled = pool.and_then(|pool| pool.try_take_for(len));
+    let mut own = BytesMut::with_capacity(if pooled.is_some() { 0 } else { len });
+    let mut done = 0;
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| StoreError::new(ErrorKind::Unavailable, "GET", key, e))?;
-        if (bytes.len() + chunk.len()) as u64 > len {
+        if done + chunk.len() > len {
             break;
         }
-        bytes.extend_from_slice(&chunk);
+        match &mut pooled {
+            Some(buffer) => buffer.bytes_mut()[done..done + chunk.len()].copy_from_slice(&chunk),
+            None => own.extend_from_slice(&chunk),
+        }
+        done += chunk.len();
     }
-    if bytes.len() as u64 != len {
-        let seen = format!("the answer ended after {} of {len} bytes", bytes.len());
+    if done != len {
+        let seen = format!("the answer ended after {done} of {len} bytes");
         return Err(StoreError::new(ErrorKind::Unavailable, "GET", key, seen));
     }
-    Ok(bytes.freeze())
+    Ok(match pooled {
+        Some(buffer) => buffer.into_bytes(len),
+        None => own.freeze(),
+    })
 }
 
 fn timestamp(time: &DateTime) -> Option<Timestamp> {

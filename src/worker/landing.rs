@@ -1,7 +1,8 @@
 //! Where a restore lands: a device or file that is written in place, or a new file that gets its name when it is whole.
 //!
 //! A new file is made beside its place as `.tidemark-<uid>.part` and renamed at the end, never over anything. So what
-//! bears the name is all that was asked for, and the next attempt finds what this one left. An attempt killed between the rename
+//! bears the name is all that was asked for, and the next attempt finds what this one left. One with holes that were
+//! asked for gets the name beside the other, so that the next attempt knows it. An attempt killed between the rename
 //! and its last word is recognised by the file's extended attribute, where the file system has such; elsewhere the next
 //! attempt refuses the file, and a person looks.
 //!
@@ -37,9 +38,11 @@ pub(super) struct Landing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Written in place: a device, an old file, or our own that was whole already.
+    /// Written in place: a device or an old file.
     InPlace,
     NewFile,
+    /// One that an attempt before gave its name.
+    OwnFile,
 }
 
 impl Landing {
@@ -66,7 +69,7 @@ impl Landing {
                 );
             }
             (Overwrite::Refuse, false) => Kind::NewFile,
-            (Overwrite::Refuse, true) if is_made_by(&folder, &name, uid) => Kind::InPlace,
+            (Overwrite::Refuse, true) if is_made_by(&folder, &name, uid) => Kind::OwnFile,
             (Overwrite::Refuse, true) => {
                 return Err("it exists; remove it, or create a new Restore with overwrite: Replace".into());
             }
@@ -77,18 +80,24 @@ impl Landing {
     /// Where the blocks are written.
     pub(super) fn target(&self) -> PathBuf {
         match self.kind {
-            Kind::InPlace => self.path.clone(),
+            Kind::InPlace | Kind::OwnFile => self.path.clone(),
             Kind::NewFile => self.path.with_file_name(self.part()),
         }
     }
 
     /// Everything is on stable storage: a new file gets its name.
     pub(super) fn finish(self) -> Result<(), String> {
-        if self.kind == Kind::InPlace {
-            return Ok(());
-        }
         let part = self.part();
-        self.sign(&part);
+        match self.kind {
+            Kind::InPlace => return Ok(()),
+            Kind::OwnFile => {
+                return match unlinkat(&self.folder, &part, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => Ok(()),
+                    Err(error) => Err(format!("its other name {} stays: {}", part.display(), io::Error::from(error))),
+                };
+            }
+            Kind::NewFile => self.sign(&part),
+        }
         let named = match renameat_with(&self.folder, &part, &self.folder, &self.name, RenameFlags::NOREPLACE) {
             // Some network file systems cannot: a second name, and then not the first any more, is the same.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
@@ -111,8 +120,17 @@ impl Landing {
         }
     }
 
+    /// All that could be restored is on stable storage: a new file gets its name beside the other.
+    pub(super) fn show(&self) -> Result<(), String> {
+        if self.kind != Kind::NewFile {
+            return Ok(());
+        }
+        let linked = linkat(&self.folder, self.part(), &self.folder, &self.name, AtFlags::empty());
+        linked.and_then(|()| fsync(&self.folder)).map_err(|error| io::Error::from(error).to_string())
+    }
+
     fn part(&self) -> OsString {
-        format!(".tidemark-{}.part", self.uid).into()
+        part_of(&self.uid)
     }
 
     /// Without extended attributes nothing is lost but the cure for one moment.
@@ -125,7 +143,18 @@ impl Landing {
     }
 }
 
+fn part_of(uid: &str) -> OsString {
+    format!(".tidemark-{uid}.part").into()
+}
+
+/// It is the very file that is being made, or it is signed.
 fn is_made_by(folder: &OwnedFd, name: &OsString, uid: &str) -> bool {
+    let look = |name: &OsString| statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map(|s| (s.st_dev, s.st_ino));
+    if let (Ok(part), Ok(named)) = (look(&part_of(uid)), look(name))
+        && part == named
+    {
+        return true;
+    }
     let mut found = [0; 64];
     let read = open_beneath(folder, name).and_then(|file| fgetxattr(&file, MADE_BY, &mut found[..]));
     read.is_ok_and(|length| found.get(..length) == Some(uid.as_bytes()))
@@ -164,6 +193,9 @@ mod tests {
         landing.finish().expect("renamed");
         assert_eq!(std::fs::read_to_string(&new.path).expect("it is there"), "whole");
 
+        let signed = Landing::open(&new, "uid-1").map(|landing| landing.target());
+        assert!(signed.as_ref().is_ok_and(|t| *t == new.path) || signed.is_err(), "its own, where files can be signed");
+
         let refused = Landing::open(&new, "uid-2").err().expect("another Restore");
         assert!(refused.contains("it exists; remove it"), "{refused}");
         let late = device(home.path(), "b.img", Overwrite::Refuse);
@@ -173,6 +205,19 @@ mod tests {
         let refused = landing.finish().expect_err("it exists now");
         assert!(refused.contains("somebody made it"), "{refused}");
         assert_eq!(std::fs::read_to_string(&late.path).expect("it is there"), "somebody else");
+    }
+
+    #[test]
+    fn a_file_with_holes_is_shown_and_known_again() {
+        let home = tempfile::tempdir().expect("a folder");
+        let new = device(home.path(), "a.img", Overwrite::Refuse);
+        let landing = Landing::open(&new, "uid-1").expect("nothing is there");
+        std::fs::write(landing.target(), "with holes").expect("ours");
+        landing.show().expect("nobody has the name");
+        let again = Landing::open(&new, "uid-1").expect("the next attempt knows its own");
+        assert_eq!(again.target(), new.path);
+        again.finish().expect("whole now");
+        assert_eq!(std::fs::read_dir(home.path()).expect("readable").count(), 1, "one name is left");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! * `source`      what is backed up, opened once and identified
 //! * `compute`     the threads: read, hash, compress
 //! * `pipeline`    the coordinator: where blocks become acknowledged
-//! * `buffers`     its bound
 //! * `resume`      what an earlier attempt spares this one
 //! * `restoring`   one attempt of a restore; `landing` is where it ends
 //! * `tell`        how an attempt changes its report
@@ -13,7 +12,6 @@
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
 pub mod attempt;
-pub mod buffers;
 pub mod compute;
 mod landing;
 pub mod pipeline;

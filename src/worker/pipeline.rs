@@ -20,13 +20,11 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    buffers::Pool,
-    compute::{CompressJob, Found, Raw, Threads},
-};
+use super::compute::{CompressJob, Found, Raw, Threads};
 use crate::{
     model::{BlockName, BlockSize, Compression, FailureReason, Progress, job::Mode, limits},
     store::{
+        buffers::Pool,
         codec,
         concurrency::Concurrency,
         error::StoreError,

@@ -66,7 +66,7 @@ impl Restoring<'_> {
                 self.list(&error);
                 // Who asked to go on asked for what is left: it gets its name, and the restore ends in an error all the same.
                 if let RestoreError::Holes { .. } = &error
-                    && let Err(seen) = landing.finish()
+                    && let Err(seen) = landing.show()
                 {
                     tracing::warn!(%seen, "What could be restored did not get its name");
                 }

@@ -11,8 +11,8 @@ pub(super) const WORDS: Words = Words {
     not_heard: "No report from the worker for a while; it may still be restoring",
     reading_back: "A sample is being read back from the device",
     completed: "Every block's checksum held and the device put them on stable storage",
-    cancelled: "Cancelled by spec.cancel; what is on the device is no whole volume: do not use it",
-    deleting: "The worker is being stopped; what it wrote stays",
+    cancelled: "Cancelled by spec.cancel; what was written is no whole volume: do not use it, and remove .tidemark-<uid>.part if a new file was to be made",
+    deleting: "The worker is being stopped; what it wrote stays, a new file as .tidemark-<uid>.part",
     anew: "create a new Restore",
 };
 

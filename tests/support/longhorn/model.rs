@@ -30,6 +30,39 @@ type Outcome<T> = Result<T, String>;
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_VALID_SECONDS: i64 = 150;
 
+/// The order in which Longhorn writes fields: whoever reads a record as a stream counts on it.
+const VOLUME_FIELDS: [&str; 12] = [
+    "Name",
+    "Size",
+    "Labels",
+    "CreatedTime",
+    "LastBackupName",
+    "LastBackupAt",
+    "BlockCount",
+    "BackingImageName",
+    "BackingImageChecksum",
+    "CompressionMethod",
+    "StorageClassName",
+    "DataEngine",
+];
+const BACKUP_FIELDS: [&str; 15] = [
+    "Name",
+    "VolumeName",
+    "SnapshotName",
+    "SnapshotCreatedAt",
+    "CreatedTime",
+    "Size",
+    "Labels",
+    "Parameters",
+    "IsIncremental",
+    "CompressionMethod",
+    "NewlyUploadedDataSize",
+    "ReUploadedDataSize",
+    "ProcessingBlocks",
+    "Blocks",
+    "SingleFile",
+];
+
 /// One volume in a store.
 struct Store {
     objects: Arc<dyn Objects>,
@@ -98,7 +131,11 @@ impl Store {
     }
 
     async fn save_volume(&self, config: &Value) -> Outcome<()> {
-        self.put(&layout(&self.volume).config(), config.to_string().into_bytes()).await
+        self.put(&layout(&self.volume).config(), in_order(config, &VOLUME_FIELDS)).await
+    }
+
+    async fn save_backup(&self, backup: &str, config: &Value) -> Outcome<()> {
+        self.put(&self.backup_key(backup), in_order(config, &BACKUP_FIELDS)).await
     }
 
     /// A backup config, checked field by field.
@@ -149,6 +186,26 @@ impl Backup {
     fn is_in_progress(&self) -> bool {
         self.config["CreatedTime"].as_str().is_none_or(str::is_empty)
     }
+}
+
+/// An object with these fields, those that it has, in this order.
+fn in_order(config: &Value, fields: &[&str]) -> Vec<u8> {
+    let text = |field: &&str| {
+        let value = config.get(*field)?;
+        let value = match *field {
+            "Blocks" => blocks_in_order(value),
+            _ => value.to_string(),
+        };
+        Some(format!("\"{field}\":{value}"))
+    };
+    format!("{{{}}}", fields.iter().filter_map(text).collect::<Vec<_>>().join(",")).into_bytes()
+}
+
+fn blocks_in_order(blocks: &Value) -> String {
+    let blocks = blocks.as_array().into_iter().flatten();
+    let text =
+        |block: &Value| format!("{{\"Offset\":{},\"BlockChecksum\":{}}}", block["Offset"], block["BlockChecksum"]);
+    format!("[{}]", blocks.map(text).collect::<Vec<_>>().join(","))
 }
 
 fn parse(bytes: &[u8]) -> Outcome<Value> {
@@ -272,7 +329,7 @@ async fn back_up(store: &Store, create: &Create) -> Outcome<Value> {
         "CreatedTime": "", "Size": "0", "Labels": null, "Parameters": null, "IsIncremental": false,
         "CompressionMethod": method, "NewlyUploadedDataSize": "0", "ReUploadedDataSize": "0", "ProcessingBlocks": null,
         "SingleFile": {"FilePath": ""}});
-    store.put(&store.backup_key(&create.backup), marker.to_string().into_bytes()).await?;
+    store.save_backup(&create.backup, &marker).await?;
     let mut map = base.as_ref().map(|(last, _)| last.blocks.clone()).unwrap_or_default();
     let (mut new_blocks, mut new_bytes) = (0, 0);
     for (offset, block) in changed {
@@ -298,7 +355,7 @@ async fn back_up(store: &Store, create: &Create) -> Outcome<Value> {
     record["IsIncremental"] = json!(base.is_some());
     record["NewlyUploadedDataSize"] = json!(new_bytes.to_string());
     record["Blocks"] = json!(blocks);
-    store.put(&store.backup_key(&create.backup), record.to_string().into_bytes()).await?;
+    store.save_backup(&create.backup, &record).await?;
     volume["LastBackupName"] = json!(create.backup);
     volume["LastBackupAt"] = json!(created);
     volume["BlockCount"] = json!((number(&volume, "BlockCount")? + new_blocks).to_string());

@@ -1,7 +1,7 @@
 //! Memory that is paid for once: a fixed number of buffers, each given back when whatever holds it is dropped.
 //!
 //! A raw buffer travels with its block and is freed when its compressed body exists; a body is freed when its PUT was
-//! answered. So the bound holds by construction, not by a counter that somebody must remember (law 9).
+//! answered, an object that was fetched when its block is written. So the bound holds by construction, not by a counter that somebody must remember (law 9).
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -56,6 +56,11 @@ impl Pool {
     pub fn try_take(&self) -> Option<Buffer> {
         let bytes = self.0.lock().next(self.0.buffer_len)?;
         Some(Buffer { bytes, pool: Arc::clone(&self.0) })
+    }
+
+    /// A buffer if one is free and so many bytes fit.
+    pub fn try_take_for(&self, len: usize) -> Option<Buffer> {
+        if len <= self.0.buffer_len { self.try_take() } else { None }
     }
 
     /// Wakes everybody who waits, with nothing.
