@@ -10,6 +10,7 @@
 //! * `journal`   what a later attempt need not read again
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
+//! * `inventory` everything below a volume's folder, listed without a guard
 //! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
 
 pub mod adopt;
@@ -19,6 +20,7 @@ pub mod credentials;
 pub mod directory;
 pub mod error;
 pub mod guard;
+pub mod inventory;
 pub mod journal;
 pub mod layout;
 pub mod lease;

@@ -187,6 +187,18 @@ impl SortedTable {
     }
 
     pub fn find(&self, name: &BlockName) -> io::Result<Option<Placed>> {
+        Ok(self.locate(name)?.map(|(_, placed)| placed))
+    }
+
+    /// The entry at an index below `count`.
+    pub fn get(&self, index: u64) -> io::Result<Placed> {
+        let mut bytes = [0; PLACED];
+        self.file.read_exact_at(&mut bytes, index * PLACED as u64)?;
+        Ok(decode_placed(&bytes))
+    }
+
+    /// An entry with its index.
+    pub fn locate(&self, name: &BlockName) -> io::Result<Option<(u64, Placed)>> {
         let (mut low, mut high) = (0, self.count);
         let (mut low_key, mut high_key) = (0_u64, u64::MAX);
         let key = prefix(name);
@@ -209,7 +221,7 @@ impl SortedTable {
                 (low, low_key) = (end, prefix(&last.name));
             } else {
                 let found = entries.binary_search_by(|entry| entry[..32].cmp(&name.0));
-                return Ok(found.ok().map(|i| decode_placed(&entries[i])));
+                return Ok(found.ok().map(|i| (start + i as u64, decode_placed(&entries[i]))));
             }
         }
         Ok(None)
@@ -338,6 +350,8 @@ mod tests {
             table.flush().expect("written");
             for p in &all {
                 assert_eq!(table.find(&p.name).expect("read"), Some(*p), "{count} entries");
+                let (index, _) = table.locate(&p.name).expect("read").expect("found");
+                assert_eq!(table.get(index).expect("read"), *p, "{count} entries");
             }
             for i in count..count + 500 {
                 assert_eq!(table.find(&placed(i).name).expect("read"), None, "{count} entries");
