@@ -4,7 +4,6 @@
 //! record → entries in offset order → GET (bounded) → decode, name, compare → write at its place → fsync
 //! ```
 //!
-//! * `entries`   the record's blocks as a stream: its size does not show in memory
 //! * `target`    the file or device: opened and checked before anything is fetched, then written at offsets
 //! * `pipeline`  requests at once, compute threads, the first failure
 //!
@@ -12,7 +11,6 @@
 //! if asked to keep going, is listed and the restore ends in an error all the same), and every error says what the
 //! target holds now. The store is only read.
 
-mod entries;
 mod pipeline;
 mod target;
 #[cfg(test)]
@@ -28,6 +26,7 @@ use crate::{
     model::{BlockName, BlockSize, Compression, FailureReason, limits},
     store::{
         client::Client,
+        entries::Entries,
         error::{ErrorKind, StoreError},
         layout::VolumeLayout,
         record::{RecordHead, RecordId},
@@ -35,7 +34,6 @@ use crate::{
     },
 };
 
-use entries::Entries;
 use target::Target;
 
 /// One restore, as asked for.
@@ -216,6 +214,7 @@ async fn read_plan(job: &RestoreJob) -> Result<Plan, RestoreError> {
     let store = |error| RestoreError::Store { error, left: Left::Untouched };
     let head = survey::read_head(&job.client, &key).await.map_err(store)?;
     let head = head.ok_or_else(|| refuse("it is not there; `tidemark ls` shows the backups of a target".into()))?;
+    head.check_is(&job.record).map_err(refuse)?;
     if head.is_in_progress() {
         return Err(refuse("it marks a backup in progress or one that never ended, and cannot be restored".into()));
     }

@@ -15,12 +15,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Damage, Entries, HOLES_LISTED_MAX, Hole, Left, Plan, RestoreError, RestoreJob, RestorePhase, RestoreProgress,
-    Target, is_damage, zero_name,
+    Damage, HOLES_LISTED_MAX, Hole, Left, Plan, RestoreError, RestoreJob, RestorePhase, RestoreProgress, Target,
+    is_damage, zero_name,
 };
 use crate::{
     model::{BlockName, limits},
-    store::{codec, error::StoreError, objects::Range, record::BlockEntry},
+    store::{codec, entries::Entries, error::StoreError, objects::Range, record::BlockEntry},
 };
 
 /// Most compute threads: more than this and memory, not cores, is the limit.

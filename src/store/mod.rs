@@ -3,7 +3,7 @@
 //! The commit protocol in one sentence: blocks first, record last, and what no record names is not in the repository.
 //!
 //! * `objects`   the boundary: six verbs; `s3` and `directory` behind it, `client` before it (retries, deadlines, counts)
-//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's
+//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's; `entries` a record's blocks as a stream
 //! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`)
 //! * `listing`   one LIST under the guard instead of a HEAD per block
 //! * `ledger`    receipts, and the proof that nothing is open
@@ -18,6 +18,7 @@ pub mod client;
 pub mod codec;
 pub mod credentials;
 pub mod directory;
+pub mod entries;
 pub mod error;
 pub mod guard;
 pub mod inventory;

@@ -296,9 +296,8 @@ impl Worker<'_> {
         let listing = Listing::read(guard, &self.scratch, settled.block_size, settled.compression).await?;
         let config = self.volume_config(settled);
         survey::ensure_config(guard, &settled.survey, &listing, &config).await?;
-        if let Some((sealed, record)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
+        if let Some((sealed, blocks)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
             self.tell.change(|report| {
-                let blocks = record.blocks.len() as u64;
                 let progress = Progress {
                     total_blocks: blocks,
                     acknowledged_blocks: blocks,

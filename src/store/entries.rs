@@ -2,19 +2,20 @@
 //!
 //! A record of 8 TiB is 450 MB of JSON. Longhorn and we write it compactly and `Blocks` almost last, so entries are cut
 //! out by their braces (an entry holds no other brace) and parsed one by one. Every part must come from one and the
-//! same object; entries must be aligned and ascend.
+//! same object; entries must be aligned and ascend. Where the record carries its own checksum (ours do), the last entry
+//! is followed by an end only if every byte of the record fits it.
 
 use std::collections::VecDeque;
 
-use crate::{
-    model::BlockSize,
-    store::{
-        client::Client,
-        error::{ErrorKind, StoreError},
-        objects::{Meta, Range},
-        record::BlockEntry,
-    },
+use aws_lc_rs::digest::{Context, SHA256};
+
+use super::{
+    client::Client,
+    error::{ErrorKind, StoreError},
+    objects::{Meta, Range},
+    record::{BlockEntry, RecordHead, label},
 };
+use crate::model::BlockSize;
 
 /// Bytes of one ranged GET: 40,000 entries.
 const PART_BYTES: u64 = 4 * 1024 * 1024;
@@ -22,7 +23,8 @@ const PART_BYTES: u64 = 4 * 1024 * 1024;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BLOCKS: &[u8] = b"\"Blocks\":[";
 
-pub(super) struct Entries {
+/// An open record, read part by part.
+pub struct Entries {
     client: Client,
     key: String,
     block_bytes: u64,
@@ -36,11 +38,46 @@ pub(super) struct Entries {
     is_at_end: bool,
     /// The least offset the next entry may have.
     floor: u64,
+    checksum: Option<Checksum>,
+}
+
+/// The record's own checksum, and that of the bytes so far.
+struct Checksum {
+    expected: Vec<u8>,
+    context: Context,
+}
+
+impl Checksum {
+    /// Begins with the bytes read so far, which hold the whole head. A record of Longhorn's has none.
+    fn begin(read: &[u8]) -> Option<Self> {
+        let name = format!("\"{}\":\"", label::RECORD_SHA256);
+        let digits = read.windows(name.len()).position(|w| w == name.as_bytes())? + name.len();
+        let blank = RecordHead::CHECKSUM_BLANK;
+        let expected = read.get(digits..digits + blank.len())?.to_vec();
+        let mut context = Context::new(&SHA256);
+        context.update(&read[..digits]);
+        context.update(&blank);
+        context.update(&read[digits + blank.len()..]);
+        Some(Self { expected, context })
+    }
+
+    fn fits(self) -> Result<(), String> {
+        let seen = hex::encode(self.context.finish().as_ref());
+        match seen.as_bytes() == self.expected {
+            true => Ok(()),
+            false => {
+                let expected = String::from_utf8_lossy(&self.expected).into_owned();
+                Err(format!(
+                    "its bytes have the checksum {seen}, it says {expected}: they were changed since it was written"
+                ))
+            }
+        }
+    }
 }
 
 impl Entries {
     /// Finds where the blocks begin.
-    pub(super) async fn open(client: Client, key: &str, block_size: BlockSize) -> Result<Self, StoreError> {
+    pub async fn open(client: Client, key: &str, block_size: BlockSize) -> Result<Self, StoreError> {
         Self::open_with(client, key, block_size, PART_BYTES).await
     }
 
@@ -56,10 +93,12 @@ impl Entries {
             parsed: VecDeque::new(),
             is_at_end: false,
             floor: 0,
+            checksum: None,
         };
         loop {
             let is_last = !entries.read_part().await?;
             if let Some(at) = entries.rest.windows(BLOCKS.len()).position(|w| w == BLOCKS) {
+                entries.checksum = Checksum::begin(&entries.rest);
                 entries.rest.drain(..at + BLOCKS.len());
                 break;
             }
@@ -68,6 +107,7 @@ impl Entries {
             if is_last && !entries.rest.windows(8).any(|w| w == b"\"Blocks\"") {
                 let parsed = serde_json::from_slice::<serde::de::IgnoredAny>(&entries.rest);
                 parsed.map_err(|error| entries.damaged(format!("it is no backup config: {error}")))?;
+                entries.checksum = Checksum::begin(&entries.rest);
                 entries.rest.clear();
                 entries.is_at_end = true;
                 break;
@@ -80,12 +120,13 @@ impl Entries {
     }
 
     /// The next block, in offset order.
-    pub(super) async fn next(&mut self) -> Result<Option<BlockEntry>, StoreError> {
+    pub async fn next(&mut self) -> Result<Option<BlockEntry>, StoreError> {
         loop {
             if let Some(entry) = self.parsed.pop_front() {
                 return Ok(Some(entry));
             }
             if self.is_at_end {
+                self.finish().await?;
                 return Ok(None);
             }
             self.parse()?;
@@ -93,6 +134,18 @@ impl Entries {
                 return Err(self.damaged("it ends within its list of blocks"));
             }
         }
+    }
+
+    /// What follows the last block, and the checksum of all.
+    async fn finish(&mut self) -> Result<(), StoreError> {
+        if self.checksum.is_none() {
+            return Ok(());
+        }
+        while self.read_part().await? {
+            self.rest.clear();
+        }
+        let checksum = self.checksum.take().map_or(Ok(()), Checksum::fits);
+        checksum.map_err(|seen| self.damaged(seen))
     }
 
     /// Appends the next part to `rest`; `false` if there was none.
@@ -114,6 +167,9 @@ impl Entries {
         }
         self.offset += fetched.bytes.len() as u64;
         self.rest.extend_from_slice(&fetched.bytes);
+        if let Some(checksum) = &mut self.checksum {
+            checksum.context.update(&fetched.bytes);
+        }
         self.meta = Some(fetched.meta);
         Ok(true)
     }
@@ -169,7 +225,7 @@ mod tests {
     use super::*;
     use crate::store::directory::Directory;
 
-    const RECORD: &str = include_str!("../store/testdata/backup_backup-demo1.cfg");
+    const RECORD: &str = include_str!("testdata/backup_backup-demo1.cfg");
 
     async fn read(text: &str, part_bytes: u64) -> Result<Vec<BlockEntry>, StoreError> {
         let folder = tempfile::tempdir().expect("a folder");
@@ -208,6 +264,38 @@ mod tests {
         ] {
             let error = read(&text, 64).await.expect_err(what).to_string();
             assert!(error.contains(what), "{what}: {error}");
+        }
+    }
+
+    /// A record of ours: the checksum stands in a label.
+    fn checked() -> String {
+        let record = crate::store::record::Record::parse(RECORD.as_bytes()).expect("Longhorn's own");
+        let write = |digits: &str| {
+            let (mut head, mut out) = (record.head.clone(), Vec::new());
+            head.set_checksum(digits);
+            head.write_to(record.blocks.iter().copied().map(Ok), &mut out).expect("a Vec");
+            out
+        };
+        let sum = aws_lc_rs::digest::digest(&SHA256, &write(&"0".repeat(64)));
+        String::from_utf8(write(&hex::encode(sum.as_ref()))).expect("JSON")
+    }
+
+    #[tokio::test]
+    async fn law_7_a_record_that_carries_its_checksum_is_believed_only_whole() {
+        let (text, whole) = (checked(), read(RECORD, 64).await.expect("Longhorn's own"));
+        for part_bytes in [7, 500, 1 << 20] {
+            assert_eq!(read(&text, part_bytes).await, Ok(whole.clone()), "parts of {part_bytes}");
+        }
+        for (what, changed) in [
+            ("a time", text.replace("\"CreatedTime\":\"2026", "\"CreatedTime\":\"2025")),
+            ("a digit of a block", text.replacen("\"BlockChecksum\":\"0", "\"BlockChecksum\":\"1", 1)),
+            ("what follows the blocks", text.replace("\"FilePath\":\"\"", "\"FilePath\":\"x\"")),
+            ("its length", format!("{text} ")),
+        ] {
+            if changed != text {
+                let error = read(&changed, 64).await.expect_err(what).to_string();
+                assert!(error.contains("were changed since it was written"), "{what}: {error}");
+            }
         }
     }
 
