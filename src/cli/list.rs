@@ -98,7 +98,7 @@ pub(super) async fn run(options: ListOptions) -> Result<(), CliError> {
 }
 
 /// Folders are asked for, not keys: a target may hold millions of blocks.
-async fn volumes(client: &Client) -> Result<Vec<VolumeName>, CliError> {
+pub(super) async fn volumes(client: &Client) -> Result<Vec<VolumeName>, CliError> {
     let mut folders = vec![VOLUMES.to_owned()];
     for _ in ["first two digits", "next two", "volume"] {
         let below = stream::iter(folders).map(|folder| async move { client.folders(&folder).await });

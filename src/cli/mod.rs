@@ -4,7 +4,7 @@
 //! * `environment`  the environment's door
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
 //! * `state`        what a killed `backup` leaves, so that the next one continues
-//! * `backup`, `restore`, `list`, `service`  the commands
+//! * `backup`, `restore`, `list`, `verify`, `service`  the commands
 //!
 //! Results go to stdout, everything else to stderr. Whatever goes wrong is one line that names the object, what was
 //! seen and the cure, and an exit code (docs/cli.md); nothing typed at us panics.
@@ -17,6 +17,7 @@ mod service;
 mod show;
 mod state;
 mod target;
+mod verify;
 
 use std::{io::Write, process::ExitCode};
 
@@ -90,6 +91,7 @@ enum Command {
     Restore(restore::RestoreOptions),
     Ls(list::ListOptions),
     Inspect(list::InspectOptions),
+    Verify(verify::VerifyOptions),
     /// Watch Backups and ClusterBackupTargets, run workers, and write what the store has confirmed into status
     ///
     /// Example: tidemark operator --kubeconfig ~/.kube/config --workers=process --host-device-root=/dev/vg0
@@ -166,6 +168,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Restore(options) => finish(options.show.json, async_runtime(restore::run(options))),
         Command::Ls(options) => finish(options.json, async_runtime(list::run(options))),
         Command::Inspect(options) => finish(options.json, async_runtime(list::inspect(options))),
+        Command::Verify(options) => finish(options.show.json, async_runtime(verify::run(options))),
         Command::Worker(options) => match async_runtime(async { Ok(crate::worker::serve(options).await) }) {
             Ok(code) => code,
             Err(error) => finish(false, Err(error)),

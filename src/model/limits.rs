@@ -87,3 +87,9 @@ pub const SMALL_OBJECT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const RECORD_BYTES_MAX: u64 = VOLUME_BLOCKS_MAX * 115;
 /// Uploads of a record above this many bytes stream from scratch instead of memory.
 pub const BODY_IN_MEMORY_MAX: u64 = 8 * 1024 * 1024;
+
+// --- Verification.
+/// Findings listed by name; further ones are only counted: 1000 of about 500 bytes are 0.5 MB.
+pub const FINDINGS_LISTED_MAX: usize = 1000;
+/// Places (backup and offset) listed for one block.
+pub const FINDING_PLACES_MAX: usize = 8;
