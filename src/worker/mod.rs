@@ -6,6 +6,7 @@
 //! * `pipeline`    the coordinator: where blocks become acknowledged
 //! * `buffers`, `concurrency`, `pace`  its bounds
 //! * `resume`      what an earlier attempt spares this one
+//! * `heal`        bad blocks of a backup, sent again from a source that has them
 //! * `reporter`    the three carriers of the report
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
@@ -13,6 +14,7 @@ pub mod attempt;
 pub mod buffers;
 pub mod compute;
 pub mod concurrency;
+pub mod heal;
 pub mod pace;
 pub mod pipeline;
 pub mod reporter;
