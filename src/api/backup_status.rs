@@ -103,7 +103,8 @@ pub struct BackupStatus {
     /// When the next attempt starts by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_retry_time: Option<Time>,
-    /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True.
+    /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True; Verified
+    /// once a completed Backup's spec.verify asked for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -51,6 +51,8 @@ words! {
         DataAcknowledged,
         /// The record was acknowledged, read back and found equal.
         RecordCommitted,
+        /// What the store holds of it was looked at after completion: True intact, False damaged, Unknown not done.
+        Verified,
         // ClusterBackupTarget.
         /// The last probe reached the bucket.
         Reachable,
@@ -112,6 +114,11 @@ words! {
         AllBlocksAcknowledged,
         RecordOutstanding,
         RecordReadBack,
+        // Verified.
+        Verifying,
+        VerificationPassed,
+        DamageFound,
+        VerificationNotDone,
         // ClusterBackupTarget.
         Available,
         Probing,

@@ -93,3 +93,6 @@ pub const BODY_IN_MEMORY_MAX: u64 = 8 * 1024 * 1024;
 pub const FINDINGS_LISTED_MAX: usize = 1000;
 /// Places (backup and offset) listed for one block.
 pub const FINDING_PLACES_MAX: usize = 8;
+/// Blocks that `verify: Sample` reads: if 1 % of a volume's blocks are bad, all of 300 are good with probability
+/// 0.99^300 = 5 %. At most 600 MiB of 2 MiB blocks.
+pub const SAMPLE_BLOCKS: u64 = 300;

@@ -8,6 +8,7 @@
 //! * `failure`  why an attempt ended, what may be done about it, its exit code
 //! * `job`      `JobSpec`, the one message down: operator → worker
 //! * `report`   `Report`, the one line up: worker → operator, numbered and keyed
+//! * `verification`  what is looked at once more after a backup is complete, and what became of it
 
 pub mod block;
 pub mod failure;
@@ -16,6 +17,7 @@ pub mod job;
 pub mod limits;
 pub mod progress;
 pub mod report;
+pub mod verification;
 
 pub use block::{BlockSize, Compression};
 pub use failure::{Failure, FailureReason, Retry};
@@ -23,3 +25,4 @@ pub use ids::{AttemptId, BackupName, BlockName, VolumeName};
 pub use job::{Credentials, JobSpec, StoreLocation};
 pub use progress::{Phase, Progress, Requests};
 pub use report::{Outcome, Report, ReportKey};
+pub use verification::{Verdict, Verification, VerifyDepth};

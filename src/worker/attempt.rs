@@ -17,10 +17,12 @@ use super::{
     pipeline::{Pipeline, PipelineError, Plan},
     resume,
     source::{Source, SourceError},
+    verification,
 };
 use crate::{
     model::{
-        BackupName, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Phase, Progress, Report,
+        BackupName, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Phase, Progress, Report, Verdict,
+        Verification, VerifyDepth,
         job::Mode,
         limits,
         report::{Plan as ReportedPlan, REPORT_VERSION},
@@ -104,6 +106,15 @@ pub async fn run(attempt: Attempt, reports: watch::Sender<Report>) -> Report {
         // The pipeline ends itself in order; everything before and after it may simply stop.
         () = cancelled(&attempt.cancel) => Err(AttemptError::Pipeline(PipelineError::Cancelled)),
     };
+    if let (Ok(Outcome::Completed { backup, .. }), true) = (&ended, job.verify != VerifyDepth::None) {
+        let backup = backup.clone();
+        // Complete it is, whatever the verification shows: that is told first.
+        tell.change(|report| report.verification = Some(Verification::new(Verdict::Running, "Verification runs")));
+        tell.end(ended);
+        let verification = verification::run(&attempt, &worker.client, &worker.scratch, &backup).await;
+        tell.change(|report| report.verification = Some(verification));
+        return tell.reports.borrow().clone();
+    }
     tell.end(ended)
 }
 
@@ -127,6 +138,7 @@ pub fn first_report(job: &JobSpec) -> Report {
         plan: None,
         failure: None,
         outcome: None,
+        verification: None,
     }
 }
 

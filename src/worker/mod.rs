@@ -8,6 +8,7 @@
 //! * `resume`      what an earlier attempt spares this one
 //! * `heal`        bad blocks of a backup, sent again from a source that has them
 //! * `reporter`    the three carriers of the report
+//! * `verification`  what a Backup asked to be looked at again after it is complete
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
 pub mod attempt;
@@ -21,6 +22,7 @@ pub mod reporter;
 pub mod resume;
 pub mod serve;
 pub mod source;
+mod verification;
 
 pub use attempt::Attempt;
 pub use serve::{WorkerOptions, serve};

@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 use tidemark::{
     model::{
-        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation,
+        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation, VerifyDepth,
         job::{Deadlines, JOB_VERSION, Limits, Mode, Owner, S3Location, SnapshotRef, Source},
     },
     store::{
@@ -49,6 +49,7 @@ pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
         block_size: BlockSize::Mi2,
         source: Source { path: image.to_owned(), root: None, bytes: None },
         mode: Mode::Incremental,
+        verify: VerifyDepth::None,
         snapshot: SnapshotRef { name: format!("snap-{uid}"), created: now() },
         owner: Owner {
             cluster: "test".into(),

@@ -166,6 +166,7 @@ fn job(context: &Context, backup: &Backup, o: &Observed, parts: Parts<'_>) -> Re
             BackupMode::Incremental => job::Mode::Incremental,
             BackupMode::Full => job::Mode::Full,
         },
+        verify: o.wish.verify,
         // The same for every attempt: whether the device changed between them the worker finds out itself.
         snapshot: job::SnapshotRef { name: format!("tm-{}", o.wish.uid), created: started },
         owner: job::Owner {

@@ -239,6 +239,7 @@ mod tests {
             plan: None,
             failure: None,
             outcome: None,
+            verification: None,
         }
     }
 

@@ -25,8 +25,8 @@ use crate::{
     },
     controller::{target::resolve::Resolved, time::later},
     model::{
-        AttemptId, BackupName, BlockSize, Failure, FailureReason, Outcome, Phase, Progress, Report, Requests,
-        VolumeName,
+        AttemptId, BackupName, BlockSize, Failure, FailureReason, Outcome, Phase, Progress, Report, Requests, Verdict,
+        Verification, VerifyDepth, VolumeName,
         report::{Plan, REPORT_VERSION},
     },
 };
@@ -51,6 +51,7 @@ fn wish() -> Wish {
         cancel: false,
         retry_request: None,
         mode: BackupMode::Incremental,
+        verify: VerifyDepth::None,
         retry: Policy { limit: 2, backoff: Duration::from_secs(30), max_backoff: Duration::from_secs(900) },
         deadlines: Deadlines {
             start: Duration::from_secs(1800),
@@ -114,6 +115,7 @@ fn report(phase: Phase, acknowledged: u64, outcome: Option<Outcome>) -> Heard {
             }),
             failure,
             outcome,
+            verification: None,
         },
         by: HeardBy::Http,
         at: start(),
@@ -210,6 +212,9 @@ fn wishes() -> Vec<Wish> {
             for finalizer in [Finalizer::Present, Finalizer::Absent] {
                 for retry_request in [None, Some("again".to_owned())] {
                     all.push(Wish { life, cancel, finalizer, retry_request, ..wish() });
+                }
+                if life == Life::Wanted {
+                    all.push(Wish { life, cancel, finalizer, verify: VerifyDepth::Full, ..wish() });
                 }
             }
         }
@@ -363,4 +368,62 @@ fn a_second_pass_over_an_unchanged_world_writes_nothing() {
             assert_eq!(worth(&again.status, &settled), Worth::Nothing, "{o:#?}\n{last:#?}\n{settled:#?}");
         }
     });
+}
+
+/// A completed Backup whose verification was asked for, with a worker that said this of it.
+fn verified_world(verify: VerifyDepth, worker: WorkerSeen) -> Observed {
+    let status = statuses().into_iter().nth(9).expect("completed");
+    let wish = Wish { verify, ..wish() };
+    let (source, target) = (Ok(source()), target());
+    Observed { wish, status, source, target, slot: Slot::Held, worker, keys: Keys::Same, fresh_id: id(7) }
+}
+
+fn said(verdict: Verdict) -> Heard {
+    let backup = BackupName::of_attempt("uid", &id(1));
+    let mut heard = report(Phase::Ended, 4, Some(Outcome::Completed { backup, adopted: false }));
+    heard.report.verification = Some(Verification::new(verdict, "what was seen"));
+    heard
+}
+
+#[test]
+fn law_8_a_verdict_is_told_beside_completed_and_changes_nothing_else() {
+    let alive = |verdict| WorkerSeen::Alive { heard: Some(said(verdict)), silent_for: Duration::ZERO };
+    let silent = WorkerSeen::Alive { heard: Some(said(Verdict::Running)), silent_for: Duration::from_secs(61) };
+    let ended = |verdict| WorkerSeen::Ended { heard: Some(said(verdict)), exit_code: Some(0), last_lines: "".into() };
+    let now = later(start(), Duration::from_secs(5));
+    for (worker, expected) in [
+        (alive(Verdict::Running), None),
+        (alive(Verdict::Passed), Some(("True", "VerificationPassed"))),
+        (alive(Verdict::Damaged), Some(("False", "DamageFound"))),
+        (ended(Verdict::NotDone), Some(("Unknown", "VerificationNotDone"))),
+        (ended(Verdict::Running), Some(("Unknown", "VerificationNotDone"))),
+        (WorkerSeen::Absent, Some(("Unknown", "VerificationNotDone"))),
+        (silent, Some(("Unknown", "VerificationNotDone"))),
+    ] {
+        let o = verified_world(VerifyDepth::Full, worker);
+        let decision = decide(&o, now);
+        let next = next_status(&o, &decision.standing, now);
+        let seen = next.conditions.iter().find(|c| c.type_ == "Verified");
+        assert_eq!(seen.map(|c| (c.status.as_str(), c.reason.as_str())), expected, "{o:#?}");
+        let same = BackupStatus { conditions: vec![], observed_generation: 0, ..next.clone() };
+        assert_eq!(same, BackupStatus { conditions: vec![], observed_generation: 0, ..o.status.clone() }, "{next:#?}");
+        // Written once: the next pass looks only after what is left of the worker.
+        let again = Observed { status: next.clone(), ..o };
+        let settled = next_status(&again, &decide(&again, now).standing, now);
+        assert_eq!(worth(&next, &settled), Worth::Nothing, "{settled:#?}");
+        assert_eq!(decision.standing.note().is_some(), expected.is_some(), "{decision:#?}");
+    }
+}
+
+#[test]
+fn a_worker_that_verifies_is_left_alone_and_one_that_was_not_asked_to_is_not() {
+    let hours_later = later(start(), Duration::from_secs(5 * 3600));
+    let alive = WorkerSeen::Alive { heard: Some(said(Verdict::Running)), silent_for: Duration::ZERO };
+    let verifying = decide(&verified_world(VerifyDepth::Full, alive.clone()), hours_later);
+    assert_eq!(verifying.step, Step::Nothing, "{verifying:#?}");
+    let unasked = decide(&verified_world(VerifyDepth::None, alive.clone()), hours_later);
+    assert_eq!(unasked.step, Step::StopWorker, "{unasked:#?}");
+    let mut cancelled = verified_world(VerifyDepth::Full, alive);
+    cancelled.wish.cancel = true;
+    assert_eq!(decide(&cancelled, hours_later).step, Step::StopWorker);
 }

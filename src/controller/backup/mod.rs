@@ -7,6 +7,7 @@
 //! * `decide`    pure and total: one step and a standing
 //! * `standing`  what a user sees of it: state, reason, conditions, event, next look
 //! * `status`    the next status, what a write is worth, and the write
+//! * `verifying` what is looked at again after completion
 //! * `act`       one step, idempotent
 //!
 //! Status is written before the step is done. A conflict ends the pass: somebody knows better, decide again.
@@ -21,6 +22,7 @@ pub mod queue;
 pub mod retry;
 pub mod standing;
 pub mod status;
+pub mod verifying;
 
 use std::{sync::Arc, time::Duration};
 
@@ -332,7 +334,8 @@ fn tell(backup: &Backup, o: &Observed, standing: &Standing, next: &BackupStatus,
     }
     let is_same = (o.status.state, &o.status.reason, attempt(&o.status)) == (next.state, &next.reason, attempt(next));
     let failed_again = matches!(standing, Standing::Failed { .. }) && o.status.failure != next.failure;
-    if is_same && !failed_again {
+    let is_verdict = matches!(standing, Standing::Verified { .. });
+    if is_same && !failed_again && !is_verdict {
         return;
     }
     let reason = next.reason.as_deref().unwrap_or("");

@@ -19,7 +19,7 @@ use crate::{
         backup::{BackupMode, BackupSpec, DeletionPolicy, HeardBy},
         common::{ChosenTarget, DurationText, parse_bytes_per_second},
     },
-    model::{AttemptId, FailureReason, Report, VolumeName, limits},
+    model::{AttemptId, FailureReason, Report, VerifyDepth, VolumeName, limits},
 };
 
 /// Keeps a deleted Backup until its worker is gone.
@@ -54,6 +54,7 @@ pub struct Wish {
     pub cancel: bool,
     pub retry_request: Option<String>,
     pub mode: BackupMode,
+    pub verify: VerifyDepth,
     pub retry: Policy,
     pub deadlines: Deadlines,
     pub concurrency: Option<u32>,
@@ -206,6 +207,7 @@ pub fn wish(backup: &Backup) -> (Wish, Option<InvalidField>) {
         cancel: spec.cancel,
         retry_request: Some(spec.retry_request.clone()).filter(|r| !r.is_empty()),
         mode: spec.mode,
+        verify: spec.verify.into(),
         retry,
         deadlines,
         concurrency: spec.upload.concurrency.and_then(|c| u32::try_from(c).ok()),

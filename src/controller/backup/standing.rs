@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{observe::Heard, queue::Limit};
+use super::{observe::Heard, queue::Limit, verifying::claim};
 use crate::{
     api::{BackupState, Cause, Claim, ConditionType, Reason, Truth, common::ChosenTarget},
-    model::{AttemptId, BackupName, Failure, FailureReason, VolumeName},
+    model::{AttemptId, BackupName, Failure, FailureReason, Verdict, Verification, VolumeName},
 };
 
 /// How a Backup stands.
@@ -49,6 +49,10 @@ pub enum Standing {
     Completed {
         heard: Box<Heard>,
         backup: BackupName,
+    },
+    /// Completed before; now the verification that followed has its verdict.
+    Verified {
+        verification: Verification,
     },
     Failed {
         failure: Box<Failed>,
@@ -135,7 +139,7 @@ impl Standing {
     pub fn state(&self) -> Option<(BackupState, Reason)> {
         use {BackupState as S, Cause as C};
         let (state, reason) = match self {
-            Standing::Unchanged { .. } => return None,
+            Standing::Unchanged { .. } | Standing::Verified { .. } => return None,
             Standing::WaitingForTarget { .. } => (S::Pending, C::WaitingForTarget.into()),
             Standing::Queued { .. } => (S::Pending, C::Queued.into()),
             Standing::WaitingForOldWorker => (S::Snapshotting, C::WaitingForOldWorker.into()),
@@ -183,6 +187,7 @@ impl Standing {
                 Activity::WritingRecord => "All blocks are acknowledged; the record is being written".into(),
                 Activity::ReadingBack => "The record is being read back".into(),
             },
+            Standing::Verified { verification } => verification.message.clone(),
             Standing::Completed { .. } => "Every block is acknowledged and the record was read back equal".into(),
             Standing::Failed { failure, .. } => failure.message.clone(),
             Standing::Cancelling => "The worker is being stopped".into(),
@@ -196,7 +201,7 @@ impl Standing {
     /// The conditions; none: as they were written.
     pub fn claims(&self) -> Option<Vec<Claim>> {
         let reason = match self {
-            Standing::Unchanged { .. } => return None,
+            Standing::Unchanged { .. } | Standing::Verified { .. } => return None,
             Standing::Cancelling => Cause::Cancelling.into(),
             _ => self.state()?.1,
         };
@@ -225,6 +230,12 @@ impl Standing {
             _ => claims.push(Claim::new(ConditionType::Reconciling, Truth::True, reason, message)),
         }
         claims.extend(self.domain_claims());
+        if let Standing::Completed { heard, .. } = self
+            && heard.report.verification.is_some()
+        {
+            // A verdict that came with the news is told on the next pass, with an event of its own.
+            claims.push(claim(&Verification::new(Verdict::Running, "The verification runs")));
+        }
         Some(claims)
     }
 
@@ -297,6 +308,12 @@ impl Standing {
                     ),
                 )
             }
+            Standing::Verified { verification } => match verification.verdict {
+                Verdict::Running => None,
+                Verdict::Passed => normal("VerificationPassed", self.message()),
+                Verdict::Damaged => warning("DamageFound", self.message()),
+                Verdict::NotDone => warning("VerificationNotDone", self.message()),
+            },
             Standing::Failed { failure, .. } => warning(failure.reason.as_str(), failure.message.clone()),
             Standing::Cancelling => normal("Cancelling", self.message()),
             Standing::Cancelled { .. } => normal("Cancelled", self.message()),
@@ -323,7 +340,9 @@ impl Standing {
                 WhatNext::Exhausted | WhatNext::Never => Some(Duration::from_secs(1)),
             },
             // What is left of the worker is removed on the next pass.
-            Standing::Completed { .. } | Standing::Cancelled { .. } => Some(Duration::from_secs(1)),
+            Standing::Completed { .. } | Standing::Verified { .. } | Standing::Cancelled { .. } => {
+                Some(Duration::from_secs(1))
+            }
         }
     }
 }

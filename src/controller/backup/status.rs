@@ -16,6 +16,7 @@ use super::{
     observe::{Heard, Observed, TargetSeen},
     queue::Limit,
     standing::{Chosen, Failed, Standing, WhatNext},
+    verifying::claim,
 };
 use crate::{
     api::{
@@ -68,6 +69,12 @@ pub fn next_status(o: &Observed, standing: &Standing, now: Timestamp) -> BackupS
         None => {
             let mut same = o.status.conditions.clone();
             same.iter_mut().for_each(|c| c.observed_generation = Some(o.wish.generation));
+            if let Standing::Verified { verification } = standing {
+                let verdict = [claim(verification)];
+                let verdict = conditions(&o.status.conditions, &verdict, Some(o.wish.generation), now);
+                same.retain(|c| verdict.iter().all(|v| v.type_ != c.type_));
+                same.extend(verdict);
+            }
             same
         }
     };
@@ -77,6 +84,8 @@ pub fn next_status(o: &Observed, standing: &Standing, now: Timestamp) -> BackupS
 fn apply(next: &mut BackupStatus, o: &Observed, standing: &Standing, now: Timestamp) {
     match standing {
         Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Cancelling | Standing::Deleting => {}
+        // A condition, beside what is history.
+        Standing::Verified { .. } => {}
         Standing::WaitingForTarget { .. } | Standing::WaitingForOldWorker => next.next_retry_time = None,
         Standing::Queued { limit, chosen } => {
             choose(next, o, chosen, None);
