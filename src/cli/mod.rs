@@ -4,12 +4,13 @@
 //! * `environment`  the environment's door
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
 //! * `state`        what a killed `backup` leaves, so that the next one continues
-//! * `backup`, `restore`, `list`, `verify`, `heal`, `service`  the commands
+//! * `backup`, `restore`, `list`, `verify`, `heal`, `du`, `service`  the commands
 //!
 //! Results go to stdout, everything else to stderr. Whatever goes wrong is one line that names the object, what was
 //! seen and the cure, and an exit code (docs/cli.md); nothing typed at us panics.
 
 mod backup;
+mod du;
 mod environment;
 mod heal;
 mod list;
@@ -94,6 +95,7 @@ enum Command {
     Inspect(list::InspectOptions),
     Verify(verify::VerifyOptions),
     Heal(heal::HealOptions),
+    Du(du::DuOptions),
     /// Watch Backups and ClusterBackupTargets, run workers, and write what the store has confirmed into status
     ///
     /// Example: tidemark operator --kubeconfig ~/.kube/config --workers=process --host-device-root=/dev/vg0
@@ -171,6 +173,7 @@ fn dispatch(command: Command) -> u8 {
         Command::Ls(options) => finish(options.json, async_runtime(list::run(options))),
         Command::Inspect(options) => finish(options.json, async_runtime(list::inspect(options))),
         Command::Verify(options) => finish(options.show.json, async_runtime(verify::run(options))),
+        Command::Du(options) => finish(options.json, async_runtime(du::run(options))),
         Command::Heal(options) => finish(options.show.json, async_runtime(heal::run(options))),
         Command::Worker(options) => match async_runtime(async { Ok(crate::worker::serve(options).await) }) {
             Ok(code) => code,

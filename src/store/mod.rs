@@ -11,7 +11,7 @@
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
 //! * `verify`    is what is there what it says? `inventory` everything below a volume's folder, listed without a
-//!   guard
+//!   guard; `usage` what each backup takes
 //! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
 
 pub mod adopt;
@@ -38,6 +38,7 @@ pub mod scratch;
 pub mod seal;
 pub mod stall;
 pub mod survey;
+pub mod usage;
 pub mod verify;
 
 use std::sync::Arc;
