@@ -10,7 +10,7 @@
 //!  and what goes down is one message:  Backup → decide → JobSpec → worker
 //! ```
 //!
-//! The **control plane** turns Backup resources into workers and their reports into status; it never touches a volume's
+//! The **control plane** turns Backup and Restore resources into workers and their reports into status; it never touches a volume's
 //! byte. The **data plane** turns a device into acknowledged blocks; it never talks to Kubernetes. Between them are two
 //! messages, `model::JobSpec` down and `model::Report` up, and a report can only be too low, never too high.
 //!
@@ -20,13 +20,13 @@
 //! |---|---|
 //! | `cli` | flags, environment, bars; the wiring |
 //! | `controller` | everything that names Kubernetes: observe → decide → act → status |
-//! | `worker`, `restore` | blocks up, blocks down |
+//! | `worker`, `restore` | blocks up, blocks down; the `worker` command runs either |
 //! | `api`, `store` | what users write; the repository on object storage |
 //! | `model` | what is true without any computer |
 //! | `telemetry`, `metrics`, `http` | leaves that anyone may call |
 //!
 //! Where to begin: `worker::attempt` for how a backup is made, `store::ledger` for why its count cannot lie,
-//! `controller::backup::decide` for what the operator does when. `docs/laws.md` has the promises and their tests.
+//! `controller::work::decide` for what the operator does when. `docs/laws.md` has the promises and their tests.
 
 pub mod api;
 pub mod cli;

@@ -3,7 +3,6 @@
 //!
 //! Counters of blocks, bytes and requests grow by what an accepted report says more than the last accepted one of the
 //! same attempt. They begin at zero with each operator, so they are rates, not an account: the account is in status.
-//! A worker reports its requests by kind and how many of them were retries or throttled, not each kind's outcome.
 
 use std::{
     sync::{
@@ -24,27 +23,41 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::model::{FailureReason, Progress, Requests};
+use crate::model::{Counters, FailureReason, Requests};
 
-macro_rules! label {
-    ($set:ident { $field:ident: $value:ident { $($word:ident),* $(,)? } }) => {
+macro_rules! words {
+    ($value:ident { $($word:ident),* $(,)? }) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelValue)]
         pub enum $value { $($word),* }
         impl $value {
             pub const ALL: &[$value] = &[$($value::$word),*];
         }
+    };
+}
+
+macro_rules! label {
+    ($set:ident { $field:ident: $value:ident $words:tt }) => {
+        words!($value $words);
         #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
         struct $set { $field: $value }
     };
 }
 
 label!(BlockLabels { outcome: BlockOutcome { Uploaded, Reused, Resumed, Failed, Zero } });
-label!(ByteLabels { kind: Bytes { Acknowledged, Stored, Read } });
-label!(RequestLabels { kind: RequestKind { Put, Head, Get, List, Delete } });
+label!(RestoreBlockLabels { outcome: RestoreBlockOutcome { Restored, Reused, Damaged } });
+label!(ByteLabels { kind: Bytes { Acknowledged, Stored, Read, Restored, Fetched } });
+words!(RequestKind { Put, Head, Get, List, Delete });
+words!(RequestOutcome { Answered, Failed });
 label!(WriteLabels { outcome: StatusWrite { Written, Identical, Conflict, Refused, Failed } });
 label!(DropLabels { cause: ReportDropped { WrongKey, Malformed, OtherAttempt, OtherPod, Repeated, Lower } });
 label!(CarrierLabels { carrier: Carrier { Http, Log, LastWord } });
-label!(KindLabels { kind: Kind { Backup, ClusterBackupTarget } });
+label!(KindLabels { kind: Kind { Backup, Restore, ClusterBackupTarget } });
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    kind: RequestKind,
+    outcome: RequestOutcome,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
@@ -64,7 +77,9 @@ type FloatGauge = Gauge<f64, AtomicU64>;
 pub struct Metrics {
     registry: Mutex<Registry>,
     backups: Family<StateLabels, Gauge<i64, AtomicI64>>,
+    restores: Family<StateLabels, Gauge<i64, AtomicI64>>,
     blocks: Family<BlockLabels, Counter>,
+    restore_blocks: Family<RestoreBlockLabels, Counter>,
     bytes: Family<ByteLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     retries: Counter,
@@ -96,7 +111,9 @@ impl Metrics {
         let metrics = Self {
             registry: Mutex::new(Registry::with_prefix("tidemark")),
             backups: Family::default(),
+            restores: Family::default(),
             blocks: Family::default(),
+            restore_blocks: Family::default(),
             bytes: Family::default(),
             requests: Family::default(),
             retries: Counter::default(),
@@ -120,9 +137,11 @@ impl Metrics {
     fn register_progress(&self) {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register("backups", "Backup objects by state", self.backups.clone());
-        registry.register("blocks", "Blocks by what became of them", self.blocks.clone());
-        registry.register("volume_bytes", "Bytes acknowledged, stored and read", self.bytes.clone());
-        registry.register("store_requests", "Requests to the object store by kind", self.requests.clone());
+        registry.register("restores", "Restore objects by state", self.restores.clone());
+        registry.register("blocks", "Blocks of backups by what became of them", self.blocks.clone());
+        registry.register("restore_blocks", "Blocks of restores by what became of them", self.restore_blocks.clone());
+        registry.register("volume_bytes", "Bytes by what became of them", self.bytes.clone());
+        registry.register("store_requests", "Requests to the object store by kind and outcome", self.requests.clone());
         registry.register("store_retries", "Requests that were repeated", self.retries.clone());
         registry.register("store_throttles", "Requests the store asked to slow down", self.throttles.clone());
         registry.register_with_unit(
@@ -157,8 +176,13 @@ impl Metrics {
     /// A series that appears only with its first event has no rate for it: all begin at zero.
     fn begin_at_zero(&self) {
         BlockOutcome::ALL.iter().for_each(|&outcome| drop(self.blocks.get_or_create(&BlockLabels { outcome })));
+        RestoreBlockOutcome::ALL
+            .iter()
+            .for_each(|&outcome| drop(self.restore_blocks.get_or_create(&RestoreBlockLabels { outcome })));
         Bytes::ALL.iter().for_each(|&kind| drop(self.bytes.get_or_create(&ByteLabels { kind })));
-        RequestKind::ALL.iter().for_each(|&kind| drop(self.requests.get_or_create(&RequestLabels { kind })));
+        for (&kind, &outcome) in RequestKind::ALL.iter().flat_map(|k| RequestOutcome::ALL.iter().map(move |o| (k, o))) {
+            drop(self.requests.get_or_create(&RequestLabels { kind, outcome }));
+        }
         StatusWrite::ALL.iter().for_each(|&outcome| drop(self.status_writes.get_or_create(&WriteLabels { outcome })));
         ReportDropped::ALL.iter().for_each(|&cause| drop(self.reports_dropped.get_or_create(&DropLabels { cause })));
         Carrier::ALL.iter().for_each(|&carrier| drop(self.reports.get_or_create(&CarrierLabels { carrier })));
@@ -175,9 +199,12 @@ impl Metrics {
 
     /// The census of Backups: every state that exists is named, so that one that emptied goes to zero.
     pub fn set_backups(&self, counts: impl IntoIterator<Item = (&'static str, usize)>) {
-        for (state, count) in counts {
-            self.backups.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
+        set_counts(&self.backups, counts);
+    }
+
+    /// The census of Restores.
+    pub fn set_restores(&self, counts: impl IntoIterator<Item = (&'static str, usize)>) {
+        set_counts(&self.restores, counts);
     }
 
     pub fn set_acknowledgement_age(&self, oldest: Duration) {
@@ -224,10 +251,41 @@ impl Metrics {
     }
 
     /// Adds what an accepted report says more than the one before it; the first of an attempt has nothing before it.
-    pub fn report_accepted(&self, carrier: Carrier, before: (Progress, Requests), after: (Progress, Requests)) {
-        use BlockOutcome::*;
+    pub fn report_accepted(&self, carrier: Carrier, before: (Counters, Requests), after: (Counters, Requests)) {
         self.reports.get_or_create(&CarrierLabels { carrier }).inc();
         let ((p, r), (q, s)) = (before, after);
+        match q {
+            Counters::Backup(_) => self.backed_up(&p, &q),
+            Counters::Restore(_) => self.restored(&p, &q),
+        }
+        self.requests_ended(r, s);
+        self.retries.inc_by(s.retried.saturating_sub(r.retried));
+        self.throttles.inc_by(s.throttled.saturating_sub(r.throttled));
+    }
+
+    fn requests_ended(&self, before: Requests, after: Requests) {
+        let by_kind = |r: Requests| {
+            let f = r.failed;
+            [
+                (RequestKind::Put, r.put, f.put),
+                (RequestKind::Head, r.head, f.head),
+                (RequestKind::Get, r.get, f.get),
+                (RequestKind::List, r.list, f.list),
+                (RequestKind::Delete, r.delete, f.delete),
+            ]
+        };
+        for ((kind, ended, failed), (_, ended_now, failed_now)) in by_kind(before).into_iter().zip(by_kind(after)) {
+            let failed = failed_now.saturating_sub(failed);
+            let answered = ended_now.saturating_sub(ended).saturating_sub(failed);
+            for (outcome, count) in [(RequestOutcome::Answered, answered), (RequestOutcome::Failed, failed)] {
+                self.requests.get_or_create(&RequestLabels { kind, outcome }).inc_by(count);
+            }
+        }
+    }
+
+    fn backed_up(&self, before: &Counters, after: &Counters) {
+        use BlockOutcome::*;
+        let (p, q) = (before.backup(), after.backup());
         let blocks = |outcome, from: u64, to: u64| {
             self.blocks.get_or_create(&BlockLabels { outcome }).inc_by(to.saturating_sub(from));
         };
@@ -236,42 +294,61 @@ impl Metrics {
         blocks(Resumed, p.resumed_blocks, q.resumed_blocks);
         blocks(Failed, p.failed_blocks, q.failed_blocks);
         blocks(Zero, p.zero_blocks, q.zero_blocks);
-        let bytes = |kind, from: u64, to: u64| {
-            self.bytes.get_or_create(&ByteLabels { kind }).inc_by(to.saturating_sub(from));
+        self.moved(Bytes::Acknowledged, p.acknowledged_bytes, q.acknowledged_bytes);
+        self.moved(Bytes::Stored, p.stored_bytes, q.stored_bytes);
+        self.moved(Bytes::Read, p.read_bytes, q.read_bytes);
+    }
+
+    fn restored(&self, before: &Counters, after: &Counters) {
+        use RestoreBlockOutcome::*;
+        let (p, q) = (before.restore(), after.restore());
+        let blocks = |outcome, from: u64, to: u64| {
+            self.restore_blocks.get_or_create(&RestoreBlockLabels { outcome }).inc_by(to.saturating_sub(from));
         };
-        bytes(Bytes::Acknowledged, p.acknowledged_bytes, q.acknowledged_bytes);
-        bytes(Bytes::Stored, p.stored_bytes, q.stored_bytes);
-        bytes(Bytes::Read, p.read_bytes, q.read_bytes);
-        let requests = |kind, from: u64, to: u64| {
-            self.requests.get_or_create(&RequestLabels { kind }).inc_by(to.saturating_sub(from));
-        };
-        requests(RequestKind::Put, r.put, s.put);
-        requests(RequestKind::Head, r.head, s.head);
-        requests(RequestKind::Get, r.get, s.get);
-        requests(RequestKind::List, r.list, s.list);
-        requests(RequestKind::Delete, r.delete, s.delete);
-        self.retries.inc_by(s.retried.saturating_sub(r.retried));
-        self.throttles.inc_by(s.throttled.saturating_sub(r.throttled));
+        blocks(Restored, p.written_blocks, q.written_blocks);
+        blocks(Reused, p.reused_blocks, q.reused_blocks);
+        blocks(Damaged, p.failed_blocks, q.failed_blocks);
+        self.moved(Bytes::Restored, p.restored_bytes, q.restored_bytes);
+        self.moved(Bytes::Fetched, p.fetched_bytes, q.fetched_bytes);
+    }
+
+    fn moved(&self, kind: Bytes, from: u64, to: u64) {
+        self.bytes.get_or_create(&ByteLabels { kind }).inc_by(to.saturating_sub(from));
+    }
+}
+
+fn set_counts(
+    family: &Family<StateLabels, Gauge<i64, AtomicI64>>,
+    counts: impl IntoIterator<Item = (&'static str, usize)>,
+) {
+    for (state, count) in counts {
+        family.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Progress, RestoreProgress, progress::FailedRequests};
 
     #[test]
     fn counters_grow_by_what_a_report_says_more() {
         let metrics = Metrics::new();
-        let first =
-            (Progress { uploaded_blocks: 3, ..Progress::default() }, Requests { put: 3, ..Requests::default() });
-        let second =
-            (Progress { uploaded_blocks: 5, ..Progress::default() }, Requests { put: 6, retried: 1, ..first.1 });
+        let uploaded = |n| Counters::Backup(Progress { uploaded_blocks: n, ..Progress::default() });
+        let first = (uploaded(3), Requests { put: 3, ..Requests::default() });
+        let failed = FailedRequests { put: 1, ..FailedRequests::default() };
+        let second = (uploaded(5), Requests { put: 6, retried: 1, failed, ..first.1 });
+        let restored = RestoreProgress { written_blocks: 4, reused_blocks: 2, ..RestoreProgress::default() };
+        metrics.report_accepted(Carrier::Http, Default::default(), (Counters::Restore(restored), Requests::default()));
         metrics.report_accepted(Carrier::Http, Default::default(), first);
         metrics.report_accepted(Carrier::Log, first, second);
         let text = metrics.encode();
         for line in [
             "tidemark_blocks_total{outcome=\"Uploaded\"} 5",
-            "tidemark_store_requests_total{kind=\"Put\"} 6",
+            "tidemark_restore_blocks_total{outcome=\"Restored\"} 4",
+            "tidemark_restore_blocks_total{outcome=\"Reused\"} 2",
+            "tidemark_store_requests_total{kind=\"Put\",outcome=\"Answered\"} 5",
+            "tidemark_store_requests_total{kind=\"Put\",outcome=\"Failed\"} 1",
             "tidemark_store_retries_total 1",
             "tidemark_reports_total{carrier=\"Log\"} 1",
             "tidemark_status_writes_refused_total 0",

@@ -20,7 +20,7 @@ async fn a_backup_is_restorable_and_an_unchanged_one_sends_nothing() {
     for objects in [job::directory(directory.path()), job::s3(&server)] {
         let first = job::run(job::job(image.path(), "first", 1), objects.clone()).await;
         assert!(first.completed(), "{:?}", first.last);
-        let progress = first.last.progress;
+        let progress = first.last.backup();
         assert_eq!(
             (progress.total_blocks, progress.acknowledged_blocks, progress.uploaded_blocks, progress.zero_blocks),
             (15, 15, 15, 1),
@@ -31,16 +31,12 @@ async fn a_backup_is_restorable_and_an_unchanged_one_sends_nothing() {
         server.forget_requests();
         let second = job::run(job::job(image.path(), "second", 1), objects.clone()).await;
         assert!(second.completed(), "{:?}", second.last);
-        assert_eq!((second.last.progress.uploaded_blocks, second.last.progress.reused_blocks), (0, 15));
+        assert_eq!((second.last.backup().uploaded_blocks, second.last.backup().reused_blocks), (0, 15));
         assert!(second.last.requests.sum() <= 30, "{:?}", second.last.requests);
         assert_eq!(server.counts().get(&Kind::PutBlock), None);
 
-        let full = job::run(
-            tidemark::model::JobSpec { mode: Mode::Full, ..job::job(image.path(), "full", 1) },
-            objects.clone(),
-        )
-        .await;
-        assert_eq!((full.last.progress.uploaded_blocks, full.last.progress.reused_blocks), (15, 0), "{:?}", full.last);
+        let full = job::run(job::with_mode(job::job(image.path(), "full", 1), Mode::Full), objects.clone()).await;
+        assert_eq!((full.last.backup().uploaded_blocks, full.last.backup().reused_blocks), (15, 0), "{:?}", full.last);
         assert_eq!(job::compare(&objects, "pvc-test", &full.record(), image.path()).await, None);
     }
 }
@@ -59,7 +55,7 @@ async fn an_incremental_sends_what_changed_and_older_backups_stay_whole() {
     image.write(5, Block::Zero);
     image.write(12, Block::Random(101));
     let second = job::run(job::job(&path, "second", 1), objects.clone()).await;
-    assert_eq!(second.last.progress.uploaded_blocks, 2, "{:?}", second.last);
+    assert_eq!(second.last.backup().uploaded_blocks, 2, "{:?}", second.last);
     assert_eq!(job::compare(&objects, "pvc-test", &second.record(), &path).await, None);
     assert_eq!(job::compare(&objects, "pvc-test", &first.record(), &before).await, None);
 }

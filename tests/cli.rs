@@ -265,11 +265,30 @@ fn a_damaged_block_ends_a_restore_and_keep_going_lists_it() {
     let kept = world.run(&["restore", &url, "out", "--force", "--keep-going", "--json"]);
     assert_eq!((kept.code, &kept.result()["event"]), (65, &"failed".into()));
     assert!(kept.stderr.contains("Lost: block at offset 2097152"), "{}", kept.stderr);
+    let lost: Vec<Value> = kept.json().into_iter().filter(|event| event["event"] == "lost").collect();
+    assert!(lost.len() == 1 && lost[0]["block"]["offset"] == 2_097_152, "{lost:?}");
     let mut expected = block;
     expected[BLOCK as usize..2 * BLOCK as usize].fill(0);
     assert!(std::fs::read(world.path("out")).expect("read") == expected, "everything else was restored");
     world.done(&["backup", "image", "-t", "store", "-v", "web-1", "--mode", "full"]);
     world.restored_equals(&url, &image);
+}
+
+#[test]
+fn reuse_continues_updates_and_repairs_and_says_what_was_there() {
+    let world = World::new("cli-reuse");
+    let image = world.image(&blocks());
+    let backup = ["backup", "image", "-t", "store", "-v", "web-1", "-q"];
+    let url = world.done(&backup).url().to_owned();
+    let first = world.done(&["restore", &url, "out", "--reuse", "--no-lock"]);
+    assert!(first.stderr.contains(": 4 blocks, ") && first.stderr.contains("4 blocks read back"), "{}", first.stderr);
+    Image::open(&image).write(2, Block::Random(9));
+    let newer = world.done(&backup).url().to_owned();
+    let second = world.done(&["restore", &newer, "out", "--reuse"]);
+    assert!(second.stderr.contains("4 blocks (3 of them were there)"), "{}", second.stderr);
+    assert_eq!(difference(&image, &world.path("out")), None);
+    let both = world.run(&["restore", &url, "out", "--reuse", "--force"]);
+    assert!(both.code == 64 && both.stderr.contains("cannot be used with"), "{both:?}");
 }
 
 #[test]
@@ -355,6 +374,9 @@ fn help_teaches_and_what_is_printed_is_complete() {
         let help = world.done(&[command, "--help"]).stdout;
         assert!(help.contains("EXAMPLES"), "{command}: {help}");
     }
+    assert!(
+        world.done(&["restore", "--help"]).stdout.contains("A restore that was interrupted is continued with --reuse")
+    );
     assert!(world.done(&["backup", "--help"]).stdout.contains("continued by running the same command again"));
     assert!(world.done(&["--version"]).stdout.starts_with("tidemark "));
     assert!(world.done(&["crds"]).stdout.contains("kind: CustomResourceDefinition"));

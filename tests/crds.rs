@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
 use manifests::{Bad, RefusedBy, merged};
 use serde_json::{Value, json};
-use tidemark::api::{self, Backup, ClusterBackupTarget};
+use tidemark::api::{self, Backup, ClusterBackupTarget, Restore};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -47,7 +47,7 @@ fn the_printed_crds_are_those_that_are_served() {
     let printed = api::crds_yaml();
     let documents: Vec<Value> = printed.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
     let names: Vec<&str> = documents.iter().filter_map(|crd| crd["metadata"]["name"].as_str()).collect();
-    assert_eq!(names, ["clusterbackuptargets.tidemark.dev", "backups.tidemark.dev"]);
+    assert_eq!(names, ["clusterbackuptargets.tidemark.dev", "backups.tidemark.dev", "restores.tidemark.dev"]);
     for (document, crd) in documents.iter().zip(api::crds()) {
         let read: k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition =
             serde_json::from_value(document.clone()).expect("YAML holds a CRD");
@@ -98,26 +98,23 @@ fn every_field_explains_itself_and_has_bounds() {
     }
 }
 
-/// What the rules say about a Backup, new or changed; `Err` also when it does not even deserialise.
-fn judge_backup(new: &Value, old: Option<&Value>) -> Result<(), String> {
-    let parse = |value: &Value| serde_json::from_value::<Backup>(value.clone()).map_err(|e| e.to_string());
-    let new = parse(new)?;
-    let judged = match old {
-        None => new.validate_cel(),
-        Some(old) => new.validate_cel_update(&parse(old)?),
+/// What the rules of a kind say about an object, new or changed; `Err` also when it does not even deserialise.
+macro_rules! judge {
+    ($name:ident, $kind:ty) => {
+        fn $name(new: &Value, old: Option<&Value>) -> Result<(), String> {
+            let parse = |value: &Value| serde_json::from_value::<$kind>(value.clone()).map_err(|e| e.to_string());
+            let new = parse(new)?;
+            let judged = match old {
+                None => new.validate_cel(),
+                Some(old) => new.validate_cel_update(&parse(old)?),
+            };
+            judged.map_err(|e| e.to_string())
+        }
     };
-    judged.map_err(|e| e.to_string())
 }
-
-fn judge_target(new: &Value, old: Option<&Value>) -> Result<(), String> {
-    let parse = |value: &Value| serde_json::from_value::<ClusterBackupTarget>(value.clone()).map_err(|e| e.to_string());
-    let new = parse(new)?;
-    let judged = match old {
-        None => new.validate_cel(),
-        Some(old) => new.validate_cel_update(&parse(old)?),
-    };
-    judged.map_err(|e| e.to_string())
-}
+judge!(judge_backup, Backup);
+judge!(judge_restore, Restore);
+judge!(judge_target, ClusterBackupTarget);
 
 type Judge = fn(&Value, Option<&Value>) -> Result<(), String>;
 
@@ -137,6 +134,7 @@ fn refused(table: Vec<Bad>, good: &Value, judge: Judge, old: Option<&Value>) {
 #[test]
 fn rules_refuse_bad_manifests_with_what_to_write_instead() {
     refused(manifests::bad_backups(), &manifests::backup("pg"), judge_backup, None);
+    refused(manifests::bad_restores(), &manifests::restore("r"), judge_restore, None);
     refused(manifests::bad_targets(), &manifests::target("t"), judge_target, None);
 }
 
@@ -147,6 +145,11 @@ fn rules_accept_good_manifests() {
         (
             "full backup",
             judge_backup(&merged(manifests::backup("pg"), &json!({"spec": manifests::full_backup_spec()})), None),
+        ),
+        ("short restore", judge_restore(&manifests::restore("r"), None)),
+        (
+            "full restore",
+            judge_restore(&merged(manifests::restore("r"), &json!({"spec": manifests::full_restore_spec()})), None),
         ),
         ("short target", judge_target(&manifests::target("t"), None)),
         (
@@ -160,17 +163,24 @@ fn rules_accept_good_manifests() {
 
 #[test]
 fn what_is_immutable_stays_and_the_verbs_are_free() {
-    let old = merged(manifests::backup("pg"), &json!({"spec": manifests::full_backup_spec()}));
-    refused(manifests::bad_backup_updates(), &old, judge_backup, Some(&old));
-    let mut last = old;
-    for change in manifests::good_backup_updates() {
-        let new = merged(last.clone(), &change);
-        assert_eq!(judge_backup(&new, Some(&last)), Ok(()), "{change}");
-        last = new;
+    let backup = merged(manifests::backup("pg"), &json!({"spec": manifests::full_backup_spec()}));
+    let restore = merged(manifests::restore("pg"), &json!({"spec": manifests::full_restore_spec()}));
+    let tables: [(Value, Vec<Bad>, Vec<Value>, Judge, &str); 2] = [
+        (backup, manifests::bad_backup_updates(), manifests::good_backup_updates(), judge_backup, "Backup"),
+        (restore, manifests::bad_restore_updates(), manifests::good_restore_updates(), judge_restore, "Restore"),
+    ];
+    for (old, bad, good, judge, kind) in tables {
+        refused(bad, &old, judge, Some(&old));
+        let mut last = old;
+        for change in good {
+            let new = merged(last.clone(), &change);
+            assert_eq!(judge(&new, Some(&last)), Ok(()), "{change}");
+            last = new;
+        }
+        let taken_back = merged(last.clone(), &json!({"spec": {"cancel": false}}));
+        let said = judge(&taken_back, Some(&last)).expect_err("cancel is one-way");
+        assert!(said.contains(&format!("cancel cannot be taken back: create a new {kind}")), "{said}");
     }
-    let taken_back = merged(last.clone(), &json!({"spec": {"cancel": false}}));
-    let said = judge_backup(&taken_back, Some(&last)).expect_err("cancel is one-way");
-    assert!(said.contains("cancel cannot be taken back: create a new Backup"), "{said}");
 
     let old = manifests::target("t");
     refused(manifests::bad_target_updates(), &old, judge_target, Some(&old));
@@ -181,18 +191,25 @@ fn what_is_immutable_stays_and_the_verbs_are_free() {
 
 #[test]
 fn laws_3_and_8_are_held_by_the_rules_on_status() {
-    for change in manifests::status_changes() {
-        let with = |status: &Value| merged(manifests::backup("pg"), &json!({"status": status}));
-        let judged = judge_backup(&with(&change.new), Some(&with(&change.old)));
-        let as_expected = match (&judged, change.refusal) {
-            (Ok(()), None) => true,
-            (Err(said), Some(refusal)) => said.contains(refusal),
-            (Ok(()), Some(_)) | (Err(_), None) => false,
-        };
-        assert!(
-            as_expected,
-            "{}\n{}\n→ {}\nexpected {:?}, got {judged:?}",
-            change.law, change.old, change.new, change.refusal
-        );
+    let tables: [(Vec<manifests::StatusChange>, Value, Judge); 2] = [
+        (manifests::status_changes(), manifests::backup("pg"), judge_backup),
+        (manifests::restore_status_changes(), manifests::restore("pg"), judge_restore),
+    ];
+    for (changes, object, judge) in tables {
+        // A list that is too long only a server refuses.
+        for change in changes.into_iter().filter(|change| change.refusal != Some("status.damaged")) {
+            let with = |status: &Value| merged(object.clone(), &json!({"status": status}));
+            let judged = judge(&with(&change.new), Some(&with(&change.old)));
+            let as_expected = match (&judged, change.refusal) {
+                (Ok(()), None) => true,
+                (Err(said), Some(refusal)) => said.contains(refusal),
+                (Ok(()), Some(_)) | (Err(_), None) => false,
+            };
+            assert!(
+                as_expected,
+                "{}\n{}\n→ {}\nexpected {:?}, got {judged:?}",
+                change.law, change.old, change.new, change.refusal
+            );
+        }
     }
 }

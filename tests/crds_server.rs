@@ -1,7 +1,7 @@
 //! The CRDs on a real API server: accepted without a warning, bad manifests refused with our words, every column and
 //! selectable field resolved on an object with every field set, and laws 3 and 8 held against a writer that breaks them.
 //!
-//! All tests share one control plane and one pair of CRDs; each uses names of its own.
+//! All tests share one control plane and one set of CRDs; each uses names of its own.
 
 mod manifests;
 mod support;
@@ -17,7 +17,7 @@ use kube::{
 use manifests::merged;
 use serde_json::{Value, json};
 use support::{ControlPlane, eventually};
-use tidemark::api::{self, Backup, ClusterBackupTarget};
+use tidemark::api::{self, Backup, ClusterBackupTarget, Restore};
 use tokio::sync::OnceCell;
 
 const MANAGER: &str = "tidemark-test";
@@ -120,6 +120,34 @@ fn full_backup_status() -> Value {
     })
 }
 
+fn full_restore_status() -> Value {
+    let mut status = full_backup_status();
+    for field in ["source", "snapshot", "store", "change"] {
+        status.as_object_mut().expect("an object").remove(field);
+    }
+    let condition = |kind: &str, status: &str, reason: &str| {
+        json!({"type": kind, "status": status, "reason": reason, "message": "m", "observedGeneration": 1,
+               "lastTransitionTime": "2026-10-01T10:00:00Z"})
+    };
+    let own = json!({
+        "backup": {"name": "pg-data-1", "uid": "u-4", "volume": "pvc-1", "backup": "backup-1",
+                   "url": "s3://backups@eu-central-1/prod/?backup=backup-1&volume=pvc-1",
+                   "snapshotTime": "2026-10-01T03:00:00Z"},
+        "volume": {"path": "/dev/vg0/pg", "bytes": 107_374_182_400_i64, "blockSize": 2_097_152},
+        "progress": null,
+        "damaged": [{"offset": 2_097_152, "object": "backupstore/x.blk", "reason": "ChecksumMismatch"}],
+        "conditions": [condition("Ready", "False", "BlockDamaged"), condition("Stalled", "True", "NotRetryable"),
+                       condition("VolumeReady", "True", "NotNeeded"), condition("DataRestored", "False", "BlocksLost"),
+                       condition("DataFlushed", "False", "FlushOutstanding"), condition("VolumeBound", "False", "NotYet")],
+    });
+    let mut status = merged(status, &own);
+    status["progress"] = json!({"totalBlocks": 51_200, "restoredBlocks": 19_123, "reusedBlocks": 11, "zeroBlocks": 7,
+        "damagedBlocks": 1, "percent": 37, "restoredBytes": 40_103_837_696_i64, "fetchedBytes": 412_000_000,
+        "bytesPerSecond": 200_000_000, "estimatedCompletionTime": "2026-10-01T12:00:00Z",
+        "lastRestoredTime": "2026-10-01T09:59:59Z"});
+    status
+}
+
 fn full_target_status() -> Value {
     json!({
         "observedGeneration": 1,
@@ -128,23 +156,28 @@ fn full_target_status() -> Value {
         "lastCheckTime": "2026-10-01T10:00:00Z",
         "volumes": 41,
         "backups": {"total": 1290, "foreign": 12, "inProgress": 2},
+        "lastCatalogueTime": "2026-10-01T09:58:00Z",
         "references": 17,
+        "deletions": {"since": "2026-10-01T09:00:00Z", "count": 20, "waitingSince": "2026-10-01T09:30:00Z",
+                      "acknowledgedTime": "2026-10-01T08:00:00Z"},
         "conditions": [{"type": "Ready", "status": "True", "reason": "Available", "message": "", "observedGeneration": 1,
                         "lastTransitionTime": "2026-10-01T10:00:00Z"}],
     })
 }
 
-async fn full_objects(client: &Client, name: &str) -> [Value; 2] {
+async fn full_objects(client: &Client, name: &str) -> [Value; 3] {
     let backup = merged(manifests::backup(name), &json!({"spec": manifests::full_backup_spec()}));
     let mut spec = manifests::full_target_spec();
     spec["s3"]["endpoint"] = json!("https://s3.example.com");
     let target = merged(manifests::target(name), &json!({"spec": spec}));
+    let restore = merged(manifests::restore(name), &json!({"spec": manifests::full_restore_spec()}));
     let mut written = Vec::new();
-    for (manifest, status) in [(backup, full_backup_status()), (target, full_target_status())] {
+    let objects = [(backup, full_backup_status()), (target, full_target_status()), (restore, full_restore_status())];
+    for (manifest, status) in objects {
         create(client, &manifest).await.expect("a good manifest");
         written.push(replace_status(client, &manifest, &status).await.expect("a good status"));
     }
-    <[Value; 2]>::try_from(written).expect("two objects")
+    <[Value; 3]>::try_from(written).expect("three objects")
 }
 
 #[tokio::test]
@@ -162,14 +195,17 @@ async fn the_crds_are_applied_without_a_warning() {
     let printed =
         plane.try_kubectl(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &api::crds_yaml()).await;
     let printed = printed.expect("`tidemark crds | kubectl apply --server-side -f -` works");
-    assert_eq!(printed.lines().count(), 2, "{printed}");
+    assert_eq!(printed.lines().count(), 3, "{printed}");
 }
 
 #[tokio::test]
 async fn bad_manifests_are_refused_with_what_to_write_instead() {
     let (_, client) = installed().await;
-    let tables =
-        [(manifests::bad_backups(), manifests::backup("bad")), (manifests::bad_targets(), manifests::target("bad"))];
+    let tables = [
+        (manifests::bad_backups(), manifests::backup("bad")),
+        (manifests::bad_restores(), manifests::restore("bad")),
+        (manifests::bad_targets(), manifests::target("bad")),
+    ];
     let mut wrong = Vec::new();
     for (table, good) in tables {
         for bad in table {
@@ -213,6 +249,17 @@ async fn a_short_manifest_gets_every_default_and_the_status_of_an_unobserved_obj
         "cancel": false, "retryRequest": "", "deletionPolicy": "Retain", "expireAfter": "",
     });
     assert_eq!(created["spec"], expected);
+    let created = create(&client, &manifests::restore("short")).await.expect("a good manifest");
+    assert_eq!(created["status"], json!({"observedGeneration": -1}));
+    let expected = json!({
+        "backupRef": {"name": "pg-data-1"},
+        "persistentVolumeClaim": {"name": "pg-data"},
+        "onDamage": "Stop",
+        "deadlines": {"start": "30m", "stall": "60s", "total": "168h"},
+        "retry": {"limit": 6, "backoff": "30s", "maxBackoff": "15m"},
+        "cancel": false, "retryRequest": "",
+    });
+    assert_eq!(created["spec"], expected);
     let created = create(&client, &manifests::target("short")).await.expect("a good manifest");
     assert_eq!(created["status"], json!({"observedGeneration": -1}));
     let expected = json!({
@@ -230,13 +277,18 @@ async fn a_short_manifest_gets_every_default_and_the_status_of_an_unobserved_obj
 #[tokio::test]
 async fn nothing_of_a_full_object_is_dropped_and_our_types_read_it_back() {
     let (_, client) = installed().await;
-    let [backup, target] = full_objects(&client, "full").await;
+    let [backup, target, restore] = full_objects(&client, "full").await;
     assert_eq!(backup["spec"], manifests::full_backup_spec());
     assert_eq!(backup["status"], full_backup_status());
     assert_eq!(target["status"], full_target_status());
     let read: Backup = serde_json::from_value(backup.clone()).expect("our type reads it");
     assert_eq!(serde_json::to_value(&read.status).expect("JSON"), backup["status"], "no field is unknown to our type");
     assert_eq!(serde_json::to_value(&read.spec).expect("JSON"), backup["spec"]);
+    assert_eq!(restore["spec"], manifests::full_restore_spec());
+    assert_eq!(restore["status"], full_restore_status());
+    let read: Restore = serde_json::from_value(restore.clone()).expect("our type reads it");
+    assert_eq!(serde_json::to_value(&read.status).expect("JSON"), restore["status"], "no field is unknown to our type");
+    assert_eq!(serde_json::to_value(&read.spec).expect("JSON"), restore["spec"]);
     let read: ClusterBackupTarget = serde_json::from_value(target.clone()).expect("our type reads it");
     assert_eq!(serde_json::to_value(&read.status).expect("JSON"), target["status"]);
     assert_eq!(serde_json::to_value(&read.spec).expect("JSON"), target["spec"]);
@@ -246,7 +298,8 @@ async fn nothing_of_a_full_object_is_dropped_and_our_types_read_it_back() {
 async fn every_column_shows_something_of_a_full_object() {
     let (_, client) = installed().await;
     full_objects(&client, "columns").await;
-    for (path, crd) in ["clusterbackuptargets", "namespaces/default/backups"].into_iter().zip(api::crds()) {
+    let paths = ["clusterbackuptargets", "namespaces/default/backups", "namespaces/default/restores"];
+    for (path, crd) in paths.into_iter().zip(api::crds()) {
         let request = http::Request::get(format!("/apis/{}/{}/{path}/columns", api::GROUP, api::VERSION))
             .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
         let table: Value = client.request(request.body(vec![]).expect("a good request")).await.expect("a table");
@@ -279,12 +332,21 @@ async fn kubectl_finds_and_explains_them() {
     let other = plane.kubectl(&["get", "tmb", "--field-selector", "status.state=Completed", "-o", "name"]).await;
     assert!(!other.contains("backup.tidemark.dev/kubectl"), "{other}");
     let all = plane.kubectl(&["get", "tidemark", "-A", "-o", "name"]).await;
-    for name in ["backup.tidemark.dev/kubectl", "clusterbackuptarget.tidemark.dev/kubectl"] {
+    for name in
+        ["backup.tidemark.dev/kubectl", "clusterbackuptarget.tidemark.dev/kubectl", "restore.tidemark.dev/kubectl"]
+    {
         assert!(all.contains(name), "category tidemark lists {name}: {all}");
     }
     let header = plane.kubectl(&["get", "tmb", "kubectl"]).await;
     let words: Vec<&str> = header.lines().next().unwrap_or("").split_whitespace().collect();
     assert_eq!(words, ["NAME", "STATE", "%", "ACKED", "TOTAL", "LAST-ACK", "PVC", "REASON", "AGE"], "{header}");
+    for selector in ["status.state=Error", "spec.backupRef.name=pg-data-1", "spec.persistentVolumeClaim.name=pg-data"] {
+        let found = plane.kubectl(&["get", "tmr", "--field-selector", selector, "-o", "name"]).await;
+        assert!(found.contains("restore.tidemark.dev/kubectl"), "{selector}: {found}");
+    }
+    let header = plane.kubectl(&["get", "tmr", "kubectl"]).await;
+    let words: Vec<&str> = header.lines().next().unwrap_or("").split_whitespace().collect();
+    assert_eq!(words, ["NAME", "STATE", "%", "RESTORED", "TOTAL", "PVC", "BACKUP", "REASON", "AGE"], "{header}");
     let explained = plane.kubectl(&["explain", "backups.tidemark.dev.spec.deadlines.stall"]).await;
     let one_line = explained.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(one_line.contains("nothing was acknowledged for this long"), "{explained}");
@@ -296,8 +358,10 @@ async fn kubectl_finds_and_explains_them() {
 async fn what_is_immutable_stays_and_the_verbs_are_free() {
     let (_, client) = installed().await;
     let backup = merged(manifests::backup("immutable"), &json!({"spec": manifests::full_backup_spec()}));
+    let restore = merged(manifests::restore("immutable"), &json!({"spec": manifests::full_restore_spec()}));
     let target = manifests::target("immutable");
     let tables = [
+        (restore, manifests::bad_restore_updates(), manifests::good_restore_updates()),
         (backup, manifests::bad_backup_updates(), manifests::good_backup_updates()),
         (target, manifests::bad_target_updates(), manifests::good_target_updates()),
     ];
@@ -319,13 +383,15 @@ async fn what_is_immutable_stays_and_the_verbs_are_free() {
 #[tokio::test]
 async fn laws_3_and_8_are_held_by_the_api_server() {
     let (_, client) = installed().await;
-    for (i, change) in manifests::status_changes().into_iter().enumerate() {
-        let backup = manifests::backup(&format!("law-{i}"));
-        create(&client, &backup).await.expect("a good manifest");
+    let of_backups = manifests::status_changes().into_iter().map(|change| (change, manifests::backup("law")));
+    let of_restores = manifests::restore_status_changes().into_iter().map(|change| (change, manifests::restore("law")));
+    for (i, (change, object)) in of_backups.chain(of_restores).enumerate() {
+        let object = merged(object, &json!({"metadata": {"name": format!("law-{i}")}}));
+        create(&client, &object).await.expect("a good manifest");
         if change.old["observedGeneration"] != json!(-1) {
-            replace_status(&client, &backup, &change.old).await.unwrap_or_else(|e| panic!("{}: {e}", change.old));
+            replace_status(&client, &object, &change.old).await.unwrap_or_else(|e| panic!("{}: {e}", change.old));
         }
-        let judged = replace_status(&client, &backup, &change.new).await;
+        let judged = replace_status(&client, &object, &change.new).await;
         let as_expected = match (&judged, change.refusal) {
             (Ok(_), None) => true,
             (Err(said), Some(refusal)) => said.contains(refusal),

@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use support::{Block, Image, S3Server, decorators::Fate, decorators::Judged, image::difference, job};
 use tidemark::{
     model::{AttemptId, BackupName, BlockName, JobSpec, VolumeName, job::Mode},
-    restore::{self, Damage as OnDamage, Overwrite, RestoreJob, RestoreProgress},
+    restore::{self, Locking, RestoreJob, RestoreProgress},
     store::{
         client::Client,
         layout::VolumeLayout,
@@ -178,12 +178,12 @@ async fn cut_off(spec: JobSpec, objects: Arc<dyn Objects>) {
         false => Fate::Perform,
     });
     let ran = job::run_watched(spec, slow, cancel, move |report| {
-        if report.progress.acknowledged_blocks >= 2 {
+        if report.backup().acknowledged_blocks >= 2 {
             stop.cancel();
         }
     });
     let last = ran.await.last;
-    assert!((2..6).contains(&last.progress.acknowledged_blocks), "{last:?}");
+    assert!((2..6).contains(&last.backup().acknowledged_blocks), "{last:?}");
 }
 
 /// A store that was made from the template and may be damaged.
@@ -231,17 +231,14 @@ impl World<'_> {
 
     /// Restores one of the two complete backups: `Err` with what was said.
     async fn restore(&self, uid: &str, n: u64) -> Result<(), String> {
+        self.restore_with(uid, n, Locking::Without).await
+    }
+
+    async fn restore_with(&self, uid: &str, n: u64, locking: Locking) -> Result<(), String> {
         let out = self.template.folder.path().join("restored");
         let _ = std::fs::remove_file(&out);
         let record = RecordId { volume: volume(), backup: BackupName::of_attempt(uid, &attempt(n)) };
-        let job = RestoreJob {
-            client: self.client(),
-            record,
-            target: out.clone(),
-            overwrite: Overwrite::Refuse,
-            damage: OnDamage::Stop,
-            concurrency: 4,
-        };
+        let job = RestoreJob { locking, ..RestoreJob::new(self.client(), record, out.clone(), attempt(60 + n)) };
         let (progress, _) = watch::channel(RestoreProgress::default());
         restore::run(job, progress, CancellationToken::new()).await.map_err(|error| error.to_string())?;
         let image = if uid == "a" { &self.template.a } else { &self.template.b };
@@ -250,8 +247,7 @@ impl World<'_> {
     }
 
     async fn backup(&self, image: &Image, uid: &str, n: u64, mode: Mode) -> job::Ran {
-        let spec = JobSpec { mode, ..job::job(image.path(), uid, n) };
-        job::run(spec, self.objects.clone()).await
+        job::run(job::with_mode(job::job(image.path(), uid, n), mode), self.objects.clone()).await
     }
 
     async fn whole(&self, ran: &job::Ran, image: &Image) -> Option<String> {
@@ -302,6 +298,12 @@ async fn check_restores(world: &World<'_>, object: Object, (damage, key, other):
             }
             _ => restored.expect(&what),
         }
+    }
+    // A restore that takes the volume's lock does not begin while another cannot be read.
+    if object == Object::Lock && matches!(damage, Damage::Truncate | Damage::Flip | Damage::Empty) {
+        let locking = Locking::Shared { attempt: attempt(70), timing: job::quick() };
+        let said = world.restore_with("a", 1, locking).await.expect_err("held");
+        assert!(said.contains(key) && said.contains("delete the object if no"), "{said}");
     }
 }
 

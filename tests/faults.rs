@@ -32,7 +32,11 @@ async fn fail(spec: JobSpec, objects: std::sync::Arc<dyn tidemark::store::object
     assert_eq!(ran.last.outcome, Some(Outcome::Failed), "{:?}", ran.last);
     let failure = ran.last.failure.expect("a failure says why");
     assert!(!failure.message.is_empty() && failure.object.is_some(), "{failure:?}");
-    Failed { reason: failure.reason, acknowledged: ran.last.progress.acknowledged_blocks, took: began.elapsed() }
+    Failed {
+        reason: failure.reason,
+        acknowledged: ran.last.counters.backup().acknowledged_blocks,
+        took: began.elapsed(),
+    }
 }
 
 #[tokio::test]
@@ -48,8 +52,8 @@ async fn law_5_total_packet_loss_shows_within_the_stall_deadline_and_law_6_heals
     let mut cut_at = None;
     let ran = job::run_watched(spec, objects.clone(), tokio_util::sync::CancellationToken::new(), |report| {
         let present = server.block_objects("backups").len() as u64;
-        assert!(report.progress.acknowledged_blocks <= present, "law 2: {present} in the bucket: {report:?}");
-        if report.progress.acknowledged_blocks >= 3 && cut_at.is_none() {
+        assert!(report.backup().acknowledged_blocks <= present, "law 2: {present} in the bucket: {report:?}");
+        if report.backup().acknowledged_blocks >= 3 && cut_at.is_none() {
             wire.cut();
             cut_at = Some(Instant::now());
         }
@@ -59,7 +63,7 @@ async fn law_5_total_packet_loss_shows_within_the_stall_deadline_and_law_6_heals
     assert_eq!(last.failure.as_ref().map(|f| f.reason), Some(FailureReason::UploadStalled), "{last:?}");
     assert!(took <= Duration::from_secs(10), "stall of 5 s + 5 s: {took:?}");
     assert!(last.failure.is_some_and(|f| f.message.contains("5s")));
-    let acknowledged = last.progress.acknowledged_blocks;
+    let acknowledged = last.counters.backup().acknowledged_blocks;
     assert!((3..BLOCKS as u64).contains(&acknowledged));
 
     wire.heal();
@@ -67,7 +71,7 @@ async fn law_5_total_packet_loss_shows_within_the_stall_deadline_and_law_6_heals
     let second = job::run(job::job(image.path(), "uid", 2), objects.clone()).await;
     assert!(second.completed(), "{:?}", second.last);
     assert_eq!(server.blocks_sent_again(), Vec::<String>::new());
-    let progress = second.last.progress;
+    let progress = second.last.backup();
     assert!(progress.resumed_blocks + progress.reused_blocks >= acknowledged, "{progress:?}");
     assert_eq!(job::compare(&objects, "pvc-test", &second.record(), image.path()).await, None);
 }
@@ -80,7 +84,7 @@ async fn law_5_a_silent_server_shows_within_the_stall_deadline() {
     let image = image(&folder);
     server.fault(Rule::new(Fault::HangForever).on(Kind::PutBlock).after(4));
     let ran = job::run(with_stall(job::job(image.path(), "uid", 1), 5), objects).await;
-    let (progress, ended) = (ran.last.progress, job::now());
+    let (progress, ended) = (ran.last.backup(), job::now());
     let reason = ran.last.failure.map(|f| f.reason);
     assert_eq!((reason, progress.acknowledged_blocks), (Some(FailureReason::UploadStalled), 4));
     let silence = ended.duration_since(progress.last_acknowledged_time.expect("four were acknowledged"));
@@ -116,7 +120,7 @@ async fn law_5_a_key_revoked_in_mid_upload_shows_within_five_seconds() {
         objects,
         tokio_util::sync::CancellationToken::new(),
         |report| {
-            if report.progress.acknowledged_blocks >= 2 && revoked_at.is_none() {
+            if report.backup().acknowledged_blocks >= 2 && revoked_at.is_none() {
                 server.revoke(support::ACCESS_KEYS[0].0);
                 revoked_at = Some(Instant::now());
             }
@@ -155,7 +159,7 @@ async fn passing_faults_are_healed_within_the_attempt() {
         server.fault(rule);
         let ran = job::run(job::job(image.path(), "uid", 1), objects.clone()).await;
         assert!(ran.completed(), "{what}: {:?}", ran.last);
-        assert_eq!(ran.last.progress.acknowledged_blocks, BLOCKS as u64, "{what}");
+        assert_eq!(ran.last.backup().acknowledged_blocks, BLOCKS as u64, "{what}");
         server.heal();
         assert_eq!(job::compare(&objects, "pvc-test", &ran.record(), image.path()).await, None, "{what}");
     }
@@ -172,10 +176,10 @@ async fn law_7_a_listing_that_repeats_a_page_is_no_listing() {
     server.fault(Rule::new(Fault::RepeatedPage).on(Kind::List).key("/blocks/").after(2));
     let second = job::run(with_stall(job::job(image.path(), "second", 1), 3), objects.clone()).await;
     assert!(second.last.requests.retried >= 1, "the repeated page was noticed and asked for again: {:?}", second.last);
-    assert_eq!(second.last.progress.reused_blocks, BLOCKS as u64, "{:?}", second.last);
+    assert_eq!(second.last.backup().reused_blocks, BLOCKS as u64, "{:?}", second.last);
     server.heal();
     let third = job::run(job::job(image.path(), "third", 1), objects).await;
-    assert_eq!(third.last.progress.reused_blocks, BLOCKS as u64, "pages of three keys: {:?}", third.last);
+    assert_eq!(third.last.backup().reused_blocks, BLOCKS as u64, "pages of three keys: {:?}", third.last);
 }
 
 #[tokio::test]

@@ -34,12 +34,12 @@ fn blocks_in(store: &Path) -> u64 {
 
 /// Law 2 and 3 on one report of a volume whose blocks all differ.
 fn check_report(report: &Report, store: &Path, last: &mut u64) {
-    let acknowledged = report.progress.acknowledged_blocks;
+    let acknowledged = report.backup().acknowledged_blocks;
     // The bucket is counted after the report was made: it can only have grown.
     let present = blocks_in(store);
     assert!(acknowledged <= present, "law 2: {acknowledged} acknowledged, {present} in the bucket: {report:?}");
     assert!(acknowledged >= *last, "law 3: {acknowledged} after {last}");
-    let total = report.progress.total_blocks;
+    let total = report.backup().total_blocks;
     assert!(acknowledged <= total, "{report:?}");
     assert!(progress::percent(acknowledged, total, progress::Completion::Open) <= 99);
     *last = acknowledged;
@@ -194,16 +194,18 @@ async fn law_1_a_refused_put_is_never_counted_and_ends_in_error_with_the_right_c
                 });
                 if refused == Some(nth as u64) { Fate::Fail(REFUSED) } else { Fate::Perform }
             });
-            let ran = run_checked(job::job(&path, "uid", 1), objects, store.path()).await;
+            let ran = run_checked(job::job(&path, "uid", 1), objects.clone(), store.path()).await;
             let world = format!("{blocks} blocks, refused: {refused:?}, {:?}", ran.last);
+            // Not those that are there: one that was under way when the attempt ended may arrive without an answer.
+            let answered = objects.answered().iter().filter(|call| call.is_block_put()).count() as u64;
             assert_eq!(ran.last.outcome, Some(Outcome::Failed), "{world}");
             let failure = ran.last.failure.clone().expect("an error says why");
             assert_eq!(failure.reason, FailureReason::AccessDenied, "{world}");
-            assert_eq!(ran.last.progress.acknowledged_blocks, blocks_in(store.path()), "{world}");
-            assert_eq!(ran.last.progress.failed_blocks, u64::from(refused.is_some()), "{world}");
+            assert_eq!(ran.last.backup().acknowledged_blocks, answered, "{world}");
+            assert_eq!(ran.last.backup().failed_blocks, u64::from(refused.is_some()), "{world}");
             assert!(failure.object.is_some_and(|o| o.contains("pvc-test")), "{world}");
             if refused.is_none() {
-                assert_eq!(ran.last.progress.acknowledged_blocks, blocks, "{world}");
+                assert_eq!(ran.last.backup().acknowledged_blocks, blocks, "{world}");
             }
             assert!(ran.reports.iter().all(|r| !matches!(r.outcome, Some(Outcome::Completed { .. }))), "{world}");
         }
@@ -252,17 +254,17 @@ async fn law_6_an_attempt_that_ended_in_order_is_resumed_without_reading_again()
         false => Fate::Perform,
     });
     let first = job::run_watched(job::job(image.path(), "uid", 1), slow, cancel, move |report| {
-        if report.progress.acknowledged_blocks >= 10 {
+        if report.backup().acknowledged_blocks >= 10 {
             stop.cancel();
         }
     });
     let first = first.await.last;
     assert_eq!(first.outcome, Some(Outcome::Cancelled), "{first:?}");
-    let acknowledged = first.progress.acknowledged_blocks;
+    let acknowledged = first.backup().acknowledged_blocks;
     assert!((10..30).contains(&acknowledged), "{first:?}");
     let counting = Judged::new(plain.clone(), |_| Fate::Perform);
     let second = job::run(job::job(image.path(), "uid", 2), counting.clone()).await;
-    let progress = second.last.progress;
+    let progress = second.last.backup();
     assert_eq!((progress.resumed_blocks, progress.uploaded_blocks), (acknowledged, 30 - acknowledged), "{progress:?}");
     assert_eq!(progress.read_bytes, (30 - acknowledged) << 21, "resumed blocks are not read: {progress:?}");
     assert_eq!(puts_of_blocks(&counting).len() as u64, 30 - acknowledged);
@@ -285,16 +287,16 @@ async fn law_6_a_new_point_in_time_is_never_mixed_with_the_old() {
         false => Fate::Perform,
     });
     let first = job::run_watched(job::job(image.path(), "uid", 1), slow, cancel, move |report| {
-        if report.progress.acknowledged_blocks >= 4 {
+        if report.backup().acknowledged_blocks >= 4 {
             stop.cancel();
         }
     });
-    assert!(first.await.last.progress.acknowledged_blocks >= 4);
+    assert!(first.await.last.backup().acknowledged_blocks >= 4);
     for index in [0, 1, 2, 7] {
         image.write(index, Block::Text(1000 + index as u64));
     }
     let second = job::run(job::job(image.path(), "uid", 2), plain.clone()).await;
-    assert_eq!(second.last.progress.resumed_blocks, 0, "another identity proves nothing: {:?}", second.last);
+    assert_eq!(second.last.backup().resumed_blocks, 0, "another identity proves nothing: {:?}", second.last);
     assert_eq!(job::compare(&plain, "pvc-test", &second.record(), image.path()).await, None);
 }
 
@@ -309,7 +311,7 @@ async fn law_4_a_source_written_while_it_is_read_is_no_backup() {
     });
     let mut is_written = false;
     let ran = job::run_watched(job::job(image.path(), "uid", 1), slow, CancellationToken::new(), |report| {
-        if report.progress.acknowledged_blocks >= 3 && !is_written {
+        if report.backup().acknowledged_blocks >= 3 && !is_written {
             is_written = true;
             image.write(0, Block::Text(77));
         }
@@ -327,7 +329,7 @@ async fn law_8_a_marker_that_vanishes_ends_the_attempt_before_it_seals() {
     let objects = Judged::new(job::directory(store.path()), |_| Fate::Perform);
     let mut is_removed = false;
     let ran = job::run_watched(job::job(image.path(), "uid", 1), objects.clone(), CancellationToken::new(), |report| {
-        if report.progress.acknowledged_blocks >= 3 && !is_removed {
+        if report.backup().acknowledged_blocks >= 3 && !is_removed {
             is_removed = true;
             std::fs::remove_dir_all(record_folder(&path)).expect("removed");
         }

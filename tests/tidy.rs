@@ -11,7 +11,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("cli", &["*"]),
     ("controller", &["api", "model", "telemetry", "metrics", "http"]),
     ("dashboard", &["api", "model", "telemetry", "metrics", "http"]),
-    ("worker", &["store", "model", "telemetry", "metrics", "http"]),
+    ("worker", &["restore", "store", "model", "telemetry", "metrics", "http"]),
     ("restore", &["store", "model", "telemetry", "metrics", "http"]),
     ("api", &["model", "telemetry"]),
     ("store", &["model", "telemetry", "metrics"]),

@@ -15,10 +15,7 @@ use support::{
     job,
 };
 use tidemark::{
-    model::{
-        AttemptId, BackupName, BlockName, FailureReason, JobSpec, Outcome, Verdict, VerifyDepth, VolumeName,
-        job::Source,
-    },
+    model::{AttemptId, BackupName, BlockName, FailureReason, Outcome, Verdict, VerifyDepth, VolumeName, job::Source},
     store::{
         client::Client,
         error::{ErrorKind, StoreError},
@@ -318,7 +315,7 @@ async fn usage_says_what_deleting_a_backup_would_free() {
 #[tokio::test]
 async fn law_4_completed_is_told_before_its_verification_whose_verdict_follows() {
     let world = World::new().await;
-    let job = |n| JobSpec { verify: VerifyDepth::Full, ..job::job(world.b.path(), "v", n) };
+    let job = |n| job::with_task(job::job(world.b.path(), "v", n), |task| task.verify = VerifyDepth::Full);
     let whole = job::run(job(11), world.objects.clone()).await;
     let verdict = |ran: &job::Ran| ran.last.verification.clone().expect("a verdict");
     assert!(whole.completed() && verdict(&whole).verdict == Verdict::Passed, "{:?}", whole.last);

@@ -150,8 +150,8 @@ impl Objects for Generated {
         })
     }
 
-    fn delete<'a>(&'a self, _: &'a [String]) -> Answer<'a, ()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn delete<'a>(&'a self, _: &'a [String]) -> Answer<'a, Vec<StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 }
 

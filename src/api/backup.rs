@@ -3,7 +3,6 @@
 //! The spec is immutable field by field but for the verbs (`upload`, `cancel`, `retryRequest`, `deletionPolicy`,
 //! `expireAfter`). The status and its rules are in `backup_status`.
 
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +11,7 @@ pub use super::backup_status::{
     Attempt, BackupProgress, BackupState, BackupStatus, Change, ChangeSource, HeardBy, ObservedFailure,
     ObservedSnapshot, ObservedSource, Queue, QueueLimit, RequestCounts, StoredAs,
 };
-use super::common::{DurationText, TargetRef};
+use super::common::{DevicePath, DurationText, TargetRef, Transfer, stall_deadline, start_deadline, total_deadline};
 
 /// A Backup copies one volume, as it was at one point in time, to a target, block by block.
 ///
@@ -79,8 +78,8 @@ pub struct BackupSpec {
     #[serde(default)]
     pub retry: RetryPolicy,
     /// How fast blocks are sent. May change at any time; the next attempt takes it at the latest.
-    #[serde(default, skip_serializing_if = "Upload::is_empty")]
-    pub upload: Upload,
+    #[serde(default, skip_serializing_if = "Transfer::is_empty")]
+    pub upload: Transfer,
     /// Set to true to stop the backup for good. It cannot be taken back.
     #[serde(default)]
     pub cancel: bool,
@@ -88,7 +87,8 @@ pub struct BackupSpec {
     #[serde(default)]
     #[schemars(length(max = 128))]
     pub retry_request: String,
-    /// What happens in the bucket when this object is deleted: Retain keeps the data, Delete removes it.
+    /// What happens in the bucket when this object is deleted: Retain keeps the data. Delete removes it, but only if the
+    /// record is this namespace's own, and namespace, target, CRD and operator are there to stay.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
     /// This long after completion the object is deleted, and its data by deletionPolicy; e.g. 720h. Empty: never.
@@ -109,7 +109,8 @@ pub struct BackupSource {
     /// A VolumeSnapshot of this namespace that you made; it is read and left untouched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_snapshot: Option<VolumeSnapshotSource>,
-    /// A backup that is in the bucket already; nothing is uploaded.
+    /// A backup that is in the bucket already; nothing is uploaded. It must have been made from this namespace of this
+    /// cluster, unless the target's spec.imports or spec.sharedWithClusters says more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub existing: Option<ExistingSource>,
     /// A block device or image file of a node. Only in the operator's own namespace, below the roots it was started with.
@@ -158,12 +159,7 @@ pub struct ExistingSource {
 #[serde(rename_all = "camelCase")]
 pub struct HostDeviceSource {
     /// Absolute path of the device or file, below a root the operator was started with.
-    #[schemars(length(min = 2, max = 1024))]
-    #[x_kube(
-        validation = Rule::new("self.startsWith('/')").message("path must be absolute, e.g. /dev/vg0/snap"),
-        validation = Rule::new("!self.split('/').exists(part, part == '..')").message("path must not contain '..': write where the device really is")
-    )]
-    pub path: String,
+    pub path: DevicePath,
     /// The node that has it.
     #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
@@ -229,18 +225,6 @@ fn snapshot_deadline() -> DurationText {
     DurationText::new("10m")
 }
 
-fn start_deadline() -> DurationText {
-    DurationText::new("30m")
-}
-
-fn stall_deadline() -> DurationText {
-    DurationText::new("60s")
-}
-
-fn total_deadline() -> DurationText {
-    DurationText::new("168h")
-}
-
 fn keep_snapshot_deadline() -> DurationText {
     DurationText::new("24h")
 }
@@ -250,7 +234,7 @@ fn keep_snapshot_deadline() -> DurationText {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!self.backoff.matches('^([0-9]{1,6}(h|m|s))+$') || !self.maxBackoff.matches('^([0-9]{1,6}(h|m|s))+$') || duration(self.backoff) <= duration(self.maxBackoff)").message("backoff must not be longer than maxBackoff"))]
 pub struct RetryPolicy {
-    /// Attempts in a row that acknowledged nothing new before it waits for you; 0: never by itself.
+    /// Attempts in a row that got no block further before it waits for you; 0: never by itself.
     #[schemars(range(min = 0, max = 100))]
     #[serde(default = "retry_limit")]
     pub limit: i32,
@@ -278,30 +262,6 @@ fn retry_backoff() -> DurationText {
 
 fn retry_max_backoff() -> DurationText {
     DurationText::new("15m")
-}
-
-/// How fast blocks are sent.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Upload {
-    /// Blocks in flight at once, at most. Absent: begins with 8 and adapts, up to 32.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 32))]
-    pub concurrency: Option<i32>,
-    /// Bytes per second, at most, such as 200Mi. Absent: no limit but the target's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxLength" = 32))]
-    #[x_kube(
-        validation = Rule::new("isQuantity(string(self))").message("not a quantity: write bytes per second as 200Mi or 50M"),
-        validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0").message("at least 64Ki bytes per second")
-    )]
-    pub max_bytes_per_second: Option<Quantity>,
-}
-
-impl Upload {
-    pub fn is_empty(&self) -> bool {
-        *self == Upload::default()
-    }
 }
 
 /// Retain or Delete.

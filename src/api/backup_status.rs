@@ -9,12 +9,14 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::course::{Attempt, HeardBy, ObservedFailure, Queue, QueueLimit, RequestCounts};
 use super::{
     backup::BackupMode,
     common::{ChosenTarget, count},
+    course::{Course, Stage, State, Status, status_with_course},
 };
 use crate::model::{
-    Failure, Phase, Progress, Requests, Retry,
+    Phase, Progress,
     progress::{Completion, percent},
 };
 
@@ -36,110 +38,103 @@ pub enum BackupState {
     Deleting,
 }
 
-/// What the operator observed; only the operator writes it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(oldSelf.state) || oldSelf.state != 'Completed' || (has(self.state) && self.state in ['Completed','Deleting'])").message("Completed is history"),
-    validation = Rule::new("!has(oldSelf.state) || oldSelf.state != 'Cancelled' || (has(self.state) && self.state in ['Cancelled','Deleting'])").message("Cancelled is history"),
-    validation = Rule::new("!has(oldSelf.attempt) || (has(self.attempt) && self.attempt.number >= oldSelf.attempt.number)").message("an earlier attempt changes nothing"),
-    validation = Rule::new("!has(oldSelf.progress) || !has(oldSelf.attempt) || !has(self.attempt) || self.attempt.id != oldSelf.attempt.id || (has(self.progress) && self.progress.acknowledgedBlocks >= oldSelf.progress.acknowledgedBlocks)").message("progress never falls within an attempt"),
-    validation = Rule::new("!has(self.progress) || ((self.progress.percent == 100) == (has(self.state) && self.state == 'Completed')) || (has(self.state) && self.state == 'Deleting')").message("percent is 100 exactly when Completed")
-)]
-pub struct BackupStatus {
-    /// The generation of the spec this status is about; -1: not looked at yet.
-    #[serde(default = "unobserved")]
-    pub observed_generation: i64,
-    /// The last spec.retryRequest that was acted on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub observed_retry_request: Option<String>,
-    /// Where the backup is: Pending, Snapshotting, InProgress, Committing, Completed, Error, Cancelled or Deleting.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<BackupState>,
-    /// Why it is in this state: the reason of the condition Ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub reason: Option<String>,
-    /// The target that was chosen, once; used from then on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<ChosenTarget>,
-    /// The volume that is backed up, as it was found.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<ObservedSource>,
-    /// The point in time that is read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<ObservedSnapshot>,
-    /// Where in the bucket it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub store: Option<StoredAs>,
-    /// When work on it began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
-    /// When the record was read back equal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub completion_time: Option<Time>,
-    /// Present only while it waits for a slot; written once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queue: Option<Queue>,
-    /// The current attempt, or the last one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<Attempt>,
-    /// What the store has acknowledged in this attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<BackupProgress>,
-    /// What it builds on, and how the changed blocks were found.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub change: Option<Change>,
-    /// Requests to the store in this attempt, by kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub requests: Option<RequestCounts>,
-    /// The last failure; it stays when a later attempt gets on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure: Option<ObservedFailure>,
-    /// Attempts in a row that failed without a new acknowledged block.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub consecutive_failures: Option<i32>,
-    /// When the next attempt starts by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_retry_time: Option<Time>,
-    /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True; Verified
-    /// once a completed Backup's spec.verify asked for it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
-}
-
-impl Default for BackupStatus {
-    fn default() -> Self {
-        Self {
-            observed_generation: unobserved(),
-            observed_retry_request: None,
-            state: None,
-            reason: None,
-            target: None,
-            source: None,
-            snapshot: None,
-            store: None,
-            start_time: None,
-            completion_time: None,
-            queue: None,
-            attempt: None,
-            progress: None,
-            change: None,
-            requests: None,
-            failure: None,
-            consecutive_failures: None,
-            next_retry_time: None,
-            conditions: Vec::new(),
-        }
+status_with_course! {
+    /// What the operator observed; only the operator writes it.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+    #[serde(rename_all = "camelCase")]
+    #[x_kube(
+        validation = Rule::new("!has(oldSelf.state) || oldSelf.state != 'Completed' || (has(self.state) && self.state in ['Completed','Deleting'])").message("Completed is history"),
+        validation = Rule::new("!has(oldSelf.state) || oldSelf.state != 'Cancelled' || (has(self.state) && self.state in ['Cancelled','Deleting'])").message("Cancelled is history"),
+        validation = Rule::new("!has(oldSelf.attempt) || (has(self.attempt) && self.attempt.number >= oldSelf.attempt.number)").message("an earlier attempt changes nothing"),
+        validation = Rule::new("!has(oldSelf.progress) || !has(oldSelf.attempt) || !has(self.attempt) || self.attempt.id != oldSelf.attempt.id || (has(self.progress) && self.progress.acknowledgedBlocks >= oldSelf.progress.acknowledgedBlocks)").message("progress never falls within an attempt"),
+        validation = Rule::new("!has(self.progress) || ((self.progress.percent == 100) == (has(self.state) && self.state == 'Completed')) || (has(self.state) && self.state == 'Deleting')").message("percent is 100 exactly when Completed")
+    )]
+    pub struct BackupStatus {
+        /// Where the backup is: Pending, Snapshotting, InProgress, Committing, Completed, Error, Cancelled or Deleting.
+        state: BackupState,
+        /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True;
+        /// Verified once a completed Backup's spec.verify asked for it.
+        conditions,
+        /// The target that was chosen, once; used from then on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub target: Option<ChosenTarget>,
+        /// The volume that is backed up, as it was found.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub source: Option<ObservedSource>,
+        /// The point in time that is read.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub snapshot: Option<ObservedSnapshot>,
+        /// Where in the bucket it is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub store: Option<StoredAs>,
+        /// What the store has acknowledged in this attempt.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub progress: Option<BackupProgress>,
+        /// What it builds on, and how the changed blocks were found.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub change: Option<Change>,
     }
 }
 
-/// kstatus: an object whose status says -1 was not looked at yet.
-pub(super) fn unobserved() -> i64 {
-    -1
+impl State for BackupState {
+    fn stage(self) -> Stage {
+        match self {
+            BackupState::Pending => Stage::Pending,
+            BackupState::Snapshotting => Stage::Starting,
+            BackupState::InProgress => Stage::InProgress,
+            BackupState::Committing => Stage::Closing,
+            BackupState::Completed => Stage::Completed,
+            BackupState::Error => Stage::Error,
+            BackupState::Cancelled => Stage::Cancelled,
+            BackupState::Deleting => Stage::Deleting,
+        }
+    }
+
+    fn of(stage: Stage) -> Option<Self> {
+        Some(match stage {
+            Stage::Pending => BackupState::Pending,
+            Stage::Starting => BackupState::Snapshotting,
+            Stage::InProgress => BackupState::InProgress,
+            Stage::Closing => BackupState::Committing,
+            Stage::Completed => BackupState::Completed,
+            Stage::Error => BackupState::Error,
+            Stage::Cancelled => BackupState::Cancelled,
+            Stage::Deleting => BackupState::Deleting,
+        })
+    }
+}
+
+impl Status for BackupStatus {
+    fn course(&self) -> Course {
+        self.read_course()
+    }
+
+    fn set_course(&mut self, course: Course) {
+        self.write_course(course);
+    }
+
+    fn done_blocks(&self) -> i64 {
+        self.progress.as_ref().map_or(0, |p| p.acknowledged_blocks)
+    }
+
+    fn moved_blocks(&self) -> i64 {
+        self.progress.as_ref().map_or(0, |p| p.uploaded_blocks)
+    }
+
+    fn percent(&self) -> Option<i32> {
+        self.progress.as_ref().map(|p| p.percent)
+    }
+
+    fn rest_gauges(&mut self) {
+        if let Some(progress) = &mut self.progress {
+            (progress.in_flight_blocks, progress.bytes_per_second, progress.estimated_completion_time) =
+                (0, None, None);
+        }
+    }
+
+    fn clear_progress(&mut self) {
+        self.progress = None;
+    }
 }
 
 /// The volume that is backed up, as it was found.
@@ -216,69 +211,6 @@ pub struct StoredAs {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub url: Option<String>,
-}
-
-/// Present only while it waits for a slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Queue {
-    /// Since when.
-    pub since: Time,
-    /// Which limit it waits for: Target, Namespace, Node, Operator, Driver or Volume.
-    pub limit: QueueLimit,
-}
-
-/// The limit a queued backup waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum QueueLimit {
-    Target,
-    Namespace,
-    Node,
-    Operator,
-    Driver,
-    Volume,
-}
-
-/// One attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Attempt {
-    /// Counts from 1 and never falls.
-    #[schemars(range(min = 1))]
-    pub number: i32,
-    /// Its id: a ULID.
-    #[schemars(length(max = 26))]
-    pub id: String,
-    /// Name of the worker's Pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub pod_name: Option<String>,
-    /// Uid of the worker's Pod: reports of any other are not believed.
-    #[serde(rename = "podUID", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub pod_uid: Option<String>,
-    /// The node it runs on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub node_name: Option<String>,
-    /// When it began.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
-    /// When the worker was last heard.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_heard_time: Option<Time>,
-    /// What carried the last report: HTTP, Log or LastWord.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub heard_by: Option<HeardBy>,
-}
-
-/// What carried a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub enum HeardBy {
-    #[serde(rename = "HTTP")]
-    Http,
-    Log,
-    LastWord,
 }
 
 /// What the store has acknowledged in this attempt.
@@ -365,51 +297,6 @@ pub enum ChangeSource {
     FullComparison,
 }
 
-/// Requests to the store in this attempt, by kind.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RequestCounts {
-    /// PUT requests, of blocks and of everything else.
-    pub put: i64,
-    /// HEAD requests.
-    pub head: i64,
-    /// GET requests.
-    pub get: i64,
-    /// LIST requests.
-    pub list: i64,
-    /// DELETE requests.
-    pub delete: i64,
-    /// Requests of any kind that were a repetition.
-    pub retried: i64,
-    /// Answers that asked us to slow down.
-    pub throttled: i64,
-}
-
-/// One failure.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ObservedFailure {
-    /// Why, in one word.
-    #[schemars(length(max = 64))]
-    pub reason: String,
-    /// What was tried, on which object, and what was seen.
-    #[schemars(length(max = 1100))]
-    pub message: String,
-    /// The key or path at which it happened.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub object: Option<String>,
-    /// When.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub time: Option<Time>,
-    /// In which attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<i32>,
-    /// True: another attempt may cure it.
-    #[serde(default)]
-    pub retryable: bool,
-}
-
 impl BackupProgress {
     /// What status says of a report's counters. The total is absent until the plan is made.
     pub fn of(progress: &Progress, phase: Phase, completion: Completion) -> Self {
@@ -432,34 +319,6 @@ impl BackupProgress {
     }
 }
 
-impl From<&Requests> for RequestCounts {
-    fn from(requests: &Requests) -> Self {
-        Self {
-            put: count(requests.put),
-            head: count(requests.head),
-            get: count(requests.get),
-            list: count(requests.list),
-            delete: count(requests.delete),
-            retried: count(requests.retried),
-            throttled: count(requests.throttled),
-        }
-    }
-}
-
-impl ObservedFailure {
-    /// What status says of a failure in that attempt (absent: before any).
-    pub fn of(failure: &Failure, attempt: Option<u32>) -> Self {
-        Self {
-            reason: failure.reason.as_str().to_owned(),
-            message: failure.message.clone(),
-            object: failure.object.clone(),
-            time: Some(Time(failure.time)),
-            attempt: attempt.map(|number| i32::try_from(number).unwrap_or(i32::MAX)),
-            retryable: failure.reason.retry() != Retry::Never,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,11 +333,5 @@ mod tests {
         assert_eq!(planning, BackupProgress::default());
         let empty = BackupProgress::of(&Progress::default(), Phase::Ended, Completion::Completed);
         assert_eq!((empty.percent, empty.total_blocks), (100, Some(0)), "a volume of zeros completes");
-    }
-
-    #[test]
-    fn a_count_beyond_int64_does_not_become_negative() {
-        let huge = Requests { put: u64::MAX, ..Requests::default() };
-        assert_eq!(RequestCounts::from(&huge).put, i64::MAX);
     }
 }

@@ -72,6 +72,71 @@ pub struct ChosenTarget {
     pub uid: String,
 }
 
+/// An absolute path of a device or file of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DevicePath(pub String);
+
+impl JsonSchema for DevicePath {
+    fn schema_name() -> Cow<'static, str> {
+        "DevicePath".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "minLength": 2,
+            "maxLength": 1024,
+            "x-kubernetes-validations": [
+                {"rule": "self.startsWith('/')", "message": "path must be absolute, e.g. /dev/vg0/snap"},
+                {
+                    "rule": "!self.split('/').exists(part, part == '..')",
+                    "message": "path must not contain '..': write where the device really is",
+                },
+            ],
+        })
+    }
+}
+
+/// How fast blocks are moved.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Transfer {
+    /// Blocks in flight at once, at most. Absent: begins with 8 and adapts, up to 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 32))]
+    pub concurrency: Option<i32>,
+    /// Bytes per second, at most, such as 200Mi. Absent: no limit but the target's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(
+        validation = Rule::new("isQuantity(string(self))").message("not a quantity: write bytes per second as 200Mi or 50M"),
+        validation = Rule::new("!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('64Ki')) >= 0").message("at least 64Ki bytes per second")
+    )]
+    pub max_bytes_per_second: Option<Quantity>,
+}
+
+impl Transfer {
+    pub fn is_empty(&self) -> bool {
+        *self == Transfer::default()
+    }
+}
+
+/// Defaults that kinds with deadlines share.
+pub(super) fn start_deadline() -> DurationText {
+    DurationText::new("30m")
+}
+
+pub(super) fn stall_deadline() -> DurationText {
+    DurationText::new("60s")
+}
+
+pub(super) fn total_deadline() -> DurationText {
+    DurationText::new("168h")
+}
+
 /// A duration as Go writes it: hours, minutes and seconds, such as `90s`, `10m` or `1h30m`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -53,6 +53,15 @@ words! {
         RecordCommitted,
         /// What the store holds of it was looked at after completion: True intact, False damaged, Unknown not done.
         Verified,
+        // Restore.
+        /// The volume to be filled is there (or none has to be made).
+        VolumeReady,
+        /// Every block of the backup is on the volume, and its checksum held.
+        DataRestored,
+        /// The volume put everything on stable storage.
+        DataFlushed,
+        /// The claim is bound to the filled volume. Only for a claim.
+        VolumeBound,
         // ClusterBackupTarget.
         /// The last probe reached the bucket.
         Reachable,
@@ -62,6 +71,8 @@ words! {
         CredentialsScoped,
         /// The store's clock and ours differ by less than a minute.
         ClockInStep,
+        /// The last look through the bucket counted everything and found every record readable.
+        Catalogued,
     }
 }
 
@@ -71,6 +82,7 @@ words! {
         // Pending.
         WaitingForSource,
         WaitingForTarget,
+        WaitingForBackup,
         QuotaExceeded,
         Queued,
         // Snapshotting.
@@ -81,6 +93,9 @@ words! {
         // InProgress.
         Planning,
         Uploading,
+        Restoring,
+        // Flushing.
+        Flushing,
         // Committing.
         WritingRecord,
         ReadingBack,
@@ -93,7 +108,12 @@ words! {
         NamespaceNotAllowed,
         HostDeviceNotAllowed,
         HostDeviceNotSupported,
+        // Error: a Restore is refused before any worker starts.
+        TargetNotSupported,
+        BackupNotCompleted,
+        BackupDeleted,
         InvalidSpec,
+        ImportNotAllowed,
         // Error: what comes next (Reconciling and Stalled).
         WaitingForRetry,
         RetriesExhausted,
@@ -119,6 +139,11 @@ words! {
         VerificationPassed,
         DamageFound,
         VerificationNotDone,
+        // DataRestored, DataFlushed.
+        AllBlocksRestored,
+        BlocksLost,
+        FlushOutstanding,
+        Flushed,
         // ClusterBackupTarget.
         Available,
         Probing,
@@ -133,6 +158,9 @@ words! {
         SeveralDefaults,
         StillReferenced,
         LimitInvalid,
+        Counted,
+        NotCountedYet,
+        RecordsDamaged,
     }
 }
 

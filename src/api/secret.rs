@@ -210,6 +210,7 @@ impl S3Spec {
             storage_class: self.parse_storage_class()?,
             server_side_encryption: self.server_side_encryption.as_ref().map_or(Ok(None), EncryptionSpec::parse)?,
             conditional_writes,
+            batch_delete: false,
         };
         Ok(ResolvedLocation { location, notes })
     }
@@ -337,6 +338,7 @@ mod tests {
             storage_class: None,
             server_side_encryption: None,
             conditional_writes: true,
+            batch_delete: false,
         };
         assert_eq!(resolved, ResolvedLocation { location, notes: vec![] });
     }

@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{backup_status::unobserved, common::DurationText};
+use super::{common::DurationText, course::unobserved};
 
 /// A ClusterBackupTarget is a bucket to which namespaces may back up volumes. Only an administrator makes one.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -298,10 +298,17 @@ pub struct ClusterBackupTargetStatus {
     /// Backups in the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backups: Option<BackupCounts>,
-    /// Backup objects that keep this target from being deleted.
+    /// When volumes and backups were last counted to the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_catalogue_time: Option<Time>,
+    /// Backup objects that chose this target: they keep it from being deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub references: Option<i64>,
-    /// Ready, Reachable, CredentialsValid, CredentialsScoped and ClockInStep; Reconciling and Stalled only while True.
+    /// Removals of data from the bucket: too many in a short time wait for a person.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletions: Option<Deletions>,
+    /// Ready, Reachable, CredentialsValid, CredentialsScoped, ClockInStep and Catalogued; Reconciling and Stalled only
+    /// while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -317,7 +324,9 @@ impl Default for ClusterBackupTargetStatus {
             last_check_time: None,
             volumes: None,
             backups: None,
+            last_catalogue_time: None,
             references: None,
+            deletions: None,
             conditions: Vec::new(),
         }
     }
@@ -341,8 +350,25 @@ pub struct Capabilities {
 pub struct BackupCounts {
     /// All records.
     pub total: i64,
-    /// Records of other clusters, or of Longhorn.
+    /// Records of other clusters, of the command line, or of Longhorn.
     pub foreign: i64,
-    /// Backups to this target that run now.
+    /// Markers: backups that are being made, or that ended without a record and are kept for a retry.
     pub in_progress: i64,
+}
+
+/// Removals of data from the bucket. The operator counts them here, so that a restart forgets none.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Deletions {
+    /// When the current window began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Backups whose data was let go in it.
+    pub count: i64,
+    /// Since then further ones wait until the annotation tidemark.dev/acknowledge-deletions has this very time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Time>,
+    /// Everything deleted up to then was acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledged_time: Option<Time>,
 }

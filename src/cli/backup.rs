@@ -17,9 +17,9 @@ use super::{
 use crate::{
     api::common::parse_bytes_per_second,
     model::{
-        AttemptId, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Report, ReportKey, Retry,
+        AttemptId, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Report, ReportKey, Retry, Task,
         VerifyDepth, VolumeName,
-        job::{Deadlines, JOB_VERSION, Limits, Mode, Owner, SnapshotRef, Source},
+        job::{BackupTask, Deadlines, JOB_VERSION, Limits, Mode, Owner, SnapshotRef, Source},
         limits,
         progress::{Completion, percent},
     },
@@ -106,7 +106,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn parse_rate(text: &str) -> Result<u64, String> {
+pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
     let quantity = k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
     parse_bytes_per_second(&quantity, "--max-bytes-per-second").map_err(|error| error.message)
 }
@@ -118,12 +118,12 @@ pub(super) async fn run(options: BackupOptions) -> Result<(), CliError> {
     let reach = Reach::new(&options.target, &options.store)?;
     let objects = reach.objects()?;
     let mut state = State::open(&reach.location, &options.volume)?;
-    let job = job(&options, &reach, &state)?;
+    let (job, snapshot) = job(&options, &reach, &state)?;
     let begun = BegunFor {
-        backup_uid: &job.backup_uid,
+        backup_uid: &job.uid,
         attempts: job.attempt_number,
-        snapshot: &job.snapshot.name,
-        snapshot_created: job.snapshot.created,
+        snapshot: &snapshot.name,
+        snapshot_created: snapshot.created,
         image: &options.image,
     };
     if let Err(error) = state.remember(begun) {
@@ -148,16 +148,16 @@ pub(super) async fn run(options: BackupOptions) -> Result<(), CliError> {
             let summary = summary(&last, backup.as_str(), options.volume.as_str(), took);
             show.result(&summary, Some(&url), || {
                 json!({"event": "completed", "volume": options.volume, "backup": backup, "url": url, "percent": 100,
-                    "adopted": adopted, "progress": last.progress, "requests": last.requests, "plan": last.plan})
+                    "adopted": adopted, "progress": last.backup(), "requests": last.requests, "plan": last.plan})
             });
             Ok(())
         }
-        Some(Outcome::Failed | Outcome::Cancelled) | None => Err(explain(&last)),
+        Some(Outcome::Failed | Outcome::Cancelled | Outcome::Restored) | None => Err(explain(&last)),
     }
 }
 
-/// What this run is to do: a new backup, or the one that was interrupted.
-fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<JobSpec, CliError> {
+/// What this run is to do: a new backup, or the one that was interrupted; and the point in time it has in any case.
+fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<(JobSpec, SnapshotRef), CliError> {
     let now = telemetry::now();
     let random = random()?;
     let unix_ms = u64::try_from(now.as_millisecond()).unwrap_or_default();
@@ -177,13 +177,7 @@ fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<JobSpec,
         }
     };
     let total = jiff::SignedDuration::try_from(limits::TOTAL_DEFAULT).expect("a week fits");
-    Ok(JobSpec {
-        v: JOB_VERSION,
-        backup_uid,
-        attempt,
-        attempt_number,
-        store: reach.location.clone(),
-        volume: options.volume.clone(),
+    let task = BackupTask {
         compression: options.compression,
         block_size: options.block_size,
         source: Source { path: options.image.clone(), root: None, bytes: None },
@@ -192,18 +186,28 @@ fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<JobSpec,
             ModeText::Full => Mode::Full,
         },
         verify: VerifyDepth::None,
-        snapshot,
+        snapshot: snapshot.clone(),
         owner: Owner { cluster: OWNER.into(), ..Owner::default() },
         labels: options.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
+    };
+    let job = JobSpec {
+        v: JOB_VERSION,
+        uid: backup_uid,
+        attempt,
+        attempt_number,
+        store: reach.location.clone(),
+        volume: options.volume.clone(),
+        task: Task::Backup(task),
         limits: Limits { concurrency: options.concurrency, max_bytes_per_second: options.max_bytes_per_second },
         deadlines: Deadlines { stall_seconds: options.store.stall.as_secs(), total: now + total },
         // Nobody but this process hears the reports.
         report_key: ReportKey::new(random[26..58].try_into().expect("32 bytes")),
         pod: OWNER.into(),
-    })
+    };
+    Ok((job, snapshot))
 }
 
-fn random() -> Result<[u8; 58], CliError> {
+pub(super) fn random() -> Result<[u8; 58], CliError> {
     let mut random = [0; 58];
     getrandom::fill(&mut random).map_err(|error| {
         CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))
@@ -248,12 +252,13 @@ async fn watch_attempt(
 const AGAIN: &str = "Run the same command again to continue: what the store acknowledged is not sent again.";
 
 fn look(report: &Report) -> Look<'_> {
-    let progress = &report.progress;
+    let progress = report.backup();
     let phase = match report.phase {
         crate::model::Phase::Planning => "Planning",
         crate::model::Phase::Uploading => "Uploading",
         crate::model::Phase::WritingRecord => "Writing record",
         crate::model::Phase::ReadingBack => "Reading back",
+        crate::model::Phase::Restoring | crate::model::Phase::Flushing => "Restoring",
         crate::model::Phase::Ended => "Ended",
     };
     let retried = report.requests.retried;
@@ -269,14 +274,14 @@ fn look(report: &Report) -> Look<'_> {
 }
 
 fn progress_json(report: &Report) -> serde_json::Value {
-    let progress = &report.progress;
+    let progress = report.backup();
     json!({"event": "progress", "time": report.time, "phase": report.phase, "progress": progress,
         "percent": percent(progress.acknowledged_blocks, progress.total_blocks, Completion::Open),
         "requests": report.requests})
 }
 
 fn summary(last: &Report, backup: &str, volume: &str, took: std::time::Duration) -> String {
-    let p = &last.progress;
+    let p = last.backup();
     format!(
         "Completed {backup} of volume {volume}: {} blocks ({} sent, {} in the store already, {} resumed), {} stored, in {}",
         p.acknowledged_blocks,
@@ -289,7 +294,7 @@ fn summary(last: &Report, backup: &str, volume: &str, took: std::time::Duration)
 }
 
 fn explain(last: &Report) -> CliError {
-    let p = &last.progress;
+    let p = last.backup();
     let Some(Failure { reason, message, object, .. }) = last.failure.clone() else {
         return CliError::new(FailureReason::Bug.exit_code(), "The attempt ended without a word: a bug");
     };

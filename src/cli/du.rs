@@ -6,13 +6,14 @@ use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::{
-    CliError, list, say,
+    CliError, say,
     target::{Reach, StoreOptions, TargetUrl},
     tell,
 };
 use crate::{
     model::{FailureReason, VolumeName},
     store::{
+        catalogue,
         scratch::Scratch,
         usage::{self, Usage},
     },
@@ -51,7 +52,7 @@ pub(super) async fn run(options: DuOptions) -> Result<(), CliError> {
     let wanted = options.volume.clone().or_else(|| options.target.record.as_ref().map(|r| r.volume.clone()));
     let volumes = match wanted {
         Some(volume) => vec![volume],
-        None => list::volumes(&client).await?,
+        None => catalogue::volumes(&client).await?,
     };
     let scratch = Scratch::new(&options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir));
     if !options.json {

@@ -1,6 +1,5 @@
 //! `tidemark ls` and `tidemark inspect`: what a target holds. Only reading; one damaged record does not hide the others.
 
-use futures::{StreamExt, stream};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
@@ -12,16 +11,13 @@ use super::{
 use crate::{
     model::{FailureReason, VolumeName},
     store::{
-        client::Client,
-        error::{ErrorKind, StoreError},
-        layout::{VOLUMES, VolumeLayout, backup_of_key},
+        catalogue::{self, Row, time_of},
+        error::StoreError,
+        layout::VolumeLayout,
         record::{RecordHead, RecordId, label},
         survey,
     },
 };
-
-/// Requests at once.
-const CONCURRENCY: usize = 16;
 
 /// List the backups of a target
 ///
@@ -59,19 +55,13 @@ pub(super) struct InspectOptions {
     store: StoreOptions,
 }
 
-/// One record, as far as it could be read.
-struct Row {
-    id: RecordId,
-    head: Result<RecordHead, StoreError>,
-}
-
 pub(super) async fn run(options: ListOptions) -> Result<(), CliError> {
     let reach = Reach::new(&options.target, &options.store)?;
     let client = reach.client(&options.store)?;
     let wanted = options.volume.clone().or_else(|| options.target.record.as_ref().map(|r| r.volume.clone()));
     let volumes = match wanted {
         Some(volume) => vec![volume],
-        None => volumes(&client).await?,
+        None => catalogue::volumes(&client).await?,
     };
     let mut damaged = 0;
     let mut shown = 0;
@@ -79,11 +69,11 @@ pub(super) async fn run(options: ListOptions) -> Result<(), CliError> {
         say(&table_row(["VOLUME", "TIME", "STATE", "SIZE", "BLOCKS", "URL"]));
     }
     for volume in volumes {
-        for row in rows(&client, &volume).await? {
+        for row in catalogue::rows(&client, &volume).await? {
             shown += 1;
             damaged += u32::from(row.head.is_err());
             match options.json {
-                true => say(&describe(&reach, &row).to_string()),
+                true => say(&describe(&reach, &row.id, &row.head).to_string()),
                 false => say(&table(&reach, &row)),
             }
         }
@@ -95,50 +85,6 @@ pub(super) async fn run(options: ListOptions) -> Result<(), CliError> {
         0 => Ok(()),
         n => Err(CliError::new(FailureReason::RecordDamaged.exit_code(), format!("{n} records cannot be read"))),
     }
-}
-
-/// Folders are asked for, not keys: a target may hold millions of blocks.
-pub(super) async fn volumes(client: &Client) -> Result<Vec<VolumeName>, CliError> {
-    let mut folders = vec![VOLUMES.to_owned()];
-    for _ in ["first two digits", "next two", "volume"] {
-        let below = stream::iter(folders).map(|folder| async move { client.folders(&folder).await });
-        let mut next = Vec::new();
-        let mut below = below.buffered(CONCURRENCY);
-        while let Some(found) = below.next().await {
-            next.extend(found?);
-        }
-        folders = next;
-    }
-    let name = |folder: &String| folder.trim_end_matches('/').rsplit('/').next().and_then(|name| name.parse().ok());
-    let mut volumes: Vec<VolumeName> = folders.iter().filter_map(name).collect();
-    volumes.sort();
-    Ok(volumes)
-}
-
-async fn rows(client: &Client, volume: &VolumeName) -> Result<Vec<Row>, CliError> {
-    let layout = VolumeLayout::new(volume);
-    let entries = client.list(&layout.backups()).await?;
-    let names = entries.iter().filter_map(|entry| backup_of_key(&entry.key));
-    let ids: Vec<RecordId> = names.map(|backup| RecordId { volume: volume.clone(), backup }).collect();
-    let read = stream::iter(ids).map(|id| read(client, &layout, id));
-    let rows: Vec<Result<Option<Row>, StoreError>> = read.buffered(CONCURRENCY).collect().await;
-    // A record that was deleted since the listing is no row; one that is damaged is; a store that fails is an error.
-    let mut rows: Vec<Row> = rows.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
-    rows.sort_by_key(|row| row.head.as_ref().map(time_of).unwrap_or_default().to_owned());
-    Ok(rows)
-}
-
-async fn read(client: &Client, layout: &VolumeLayout, id: RecordId) -> Result<Option<Row>, StoreError> {
-    match survey::read_head(client, &layout.backup(&id.backup)).await {
-        Ok(Some(head)) => Ok(Some(Row { id, head: Ok(head) })),
-        Ok(None) => Ok(None),
-        Err(error) if error.kind == ErrorKind::Damaged => Ok(Some(Row { id, head: Err(error) })),
-        Err(error) => Err(error),
-    }
-}
-
-fn time_of(head: &RecordHead) -> &str {
-    if head.snapshot_created_at.is_empty() { &head.created_time } else { &head.snapshot_created_at }
 }
 
 fn state_of(head: &RecordHead) -> &'static str {
@@ -168,9 +114,9 @@ fn table(reach: &Reach, row: &Row) -> String {
     }
 }
 
-fn describe(reach: &Reach, row: &Row) -> Value {
-    let (volume, backup, url) = (&row.id.volume, &row.id.backup, reach.url_of(&row.id));
-    match &row.head {
+fn describe(reach: &Reach, id: &RecordId, head: &Result<RecordHead, StoreError>) -> Value {
+    let (volume, backup, url) = (&id.volume, &id.backup, reach.url_of(id));
+    match head {
         Ok(head) => json!({
             "volume": volume, "backup": backup, "url": url, "state": state_of(head),
             "snapshot": head.snapshot_name, "snapshotCreatedAt": head.snapshot_created_at,
@@ -198,9 +144,9 @@ pub(super) async fn inspect(options: InspectOptions) -> Result<(), CliError> {
         let message = format!("Record {key}: it is not there; `tidemark ls` shows the backups of a target");
         return Err(CliError::new(FailureReason::RecordDamaged.exit_code(), message));
     };
-    let row = Row { id, head: Ok(head) };
-    let described = describe(&reach, &row);
-    match (&row.head, options.json) {
+    let head = Ok(head);
+    let described = describe(&reach, &id, &head);
+    match (&head, options.json) {
         (Ok(head), false) => print(head, &described),
         _ => say(&described.to_string()),
     }

@@ -4,12 +4,14 @@
 //! * `environment`  the environment's door
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
 //! * `state`        what a killed `backup` leaves, so that the next one continues
-//! * `backup`, `restore`, `list`, `verify`, `heal`, `du`, `service`  the commands
+//! * `backup`, `restore`, `list`, `verify`, `heal`, `du`, `delete`, `sweep`, `service`  the commands (`sweeping`: what two
+//!   of them share)
 //!
 //! Results go to stdout, everything else to stderr. Whatever goes wrong is one line that names the object, what was
 //! seen and the cure, and an exit code (docs/cli.md); nothing typed at us panics.
 
 mod backup;
+mod delete;
 mod du;
 mod environment;
 mod heal;
@@ -18,6 +20,8 @@ mod restore;
 mod service;
 mod show;
 mod state;
+mod sweep;
+mod sweeping;
 mod target;
 mod verify;
 
@@ -93,6 +97,8 @@ enum Command {
     Restore(restore::RestoreOptions),
     Ls(list::ListOptions),
     Inspect(list::InspectOptions),
+    Delete(delete::DeleteOptions),
+    Sweep(sweep::SweepOptions),
     Verify(verify::VerifyOptions),
     Heal(heal::HealOptions),
     Du(du::DuOptions),
@@ -172,6 +178,8 @@ fn dispatch(command: Command) -> u8 {
         Command::Restore(options) => finish(options.show.json, async_runtime(restore::run(options))),
         Command::Ls(options) => finish(options.json, async_runtime(list::run(options))),
         Command::Inspect(options) => finish(options.json, async_runtime(list::inspect(options))),
+        Command::Delete(options) => finish(options.show.json, async_runtime(delete::run(options))),
+        Command::Sweep(options) => finish(options.show.json, async_runtime(sweep::run(options))),
         Command::Verify(options) => finish(options.show.json, async_runtime(verify::run(options))),
         Command::Du(options) => finish(options.json, async_runtime(du::run(options))),
         Command::Heal(options) => finish(options.show.json, async_runtime(heal::run(options))),

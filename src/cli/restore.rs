@@ -1,6 +1,6 @@
 //! `tidemark restore`: one backup of a target becomes a file or a block device.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -8,29 +8,40 @@ use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError,
+    CliError, say,
     show::{Look, Show, ShowOptions, TICK},
     target::{Reach, StoreOptions, TargetUrl},
     tell,
 };
 use crate::{
-    model::{FailureReason, limits},
-    restore::{self, Damage, Overwrite, RestoreError, RestoreJob, RestorePhase, RestoreProgress, RestoreSummary},
+    model::{AttemptId, FailureReason, job::Limits, limits, progress::Completion},
+    restore::{
+        self, Damage, Left, Locking, Overwrite, RestoreError, RestoreJob, RestorePhase, RestoreProgress, RestoreSummary,
+    },
+    telemetry,
 };
 
 /// Restore one backup into a file or block device
 ///
 /// OUT is made as a sparse file of the volume's exact size, or must be a block device that is large enough; what the
-/// backup does not name becomes zeros. Every block is compared with its checksum before it is written. A block that is
-/// missing or damaged names itself and ends the restore; with --keep-going it is listed, left as zeros, and the restore
-/// ends in an error all the same.
+/// backup does not name becomes zeros. Every block is compared with its checksum before it is written, everything is
+/// flushed at the end, and a sample is read back from the disk.
 ///
-/// Longhorn's own backups are restored too.
+/// A restore that was interrupted is continued with --reuse: what OUT holds is read and compared with the backup, and
+/// only what differs is fetched. The same brings the restore of an older backup up to date, and repairs a file or device
+/// that was damaged. Without OUT, --reuse makes it.
+///
+/// A block that is missing or damaged is fetched once more; then it names itself and ends the restore. With --keep-going
+/// it is listed, left as zeros, and the restore ends in an error all the same.
+///
+/// Meanwhile a lock in the store keeps backups of the volume from being deleted, by Tidemark and by Longhorn. Longhorn's
+/// own backups are restored too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   tidemark restore 's3://bucket@eu-central-1/prefix/?backup=backup-0123456789abcdef&volume=web-1' out.img
-  tidemark restore 'file:///mnt/backups?backup=backup-0123456789abcdef&volume=web-1' /dev/vg0/web --force")]
+  tidemark restore 'file:///mnt/backups?backup=backup-0123456789abcdef&volume=web-1' /dev/vg0/web --force
+  tidemark restore 'file:///mnt/backups?backup=backup-0123456789abcdef&volume=web-1' /dev/vg0/web --reuse")]
 pub(super) struct RestoreOptions {
     /// The backup, as `tidemark backup` and `tidemark ls` print it (quote it: it holds '&')
     #[arg(value_name = "URL")]
@@ -39,14 +50,23 @@ pub(super) struct RestoreOptions {
     #[arg(value_name = "OUT")]
     out: PathBuf,
     /// Replace OUT if it exists, or write to a block device
-    #[arg(long)]
+    #[arg(long, conflicts_with = "reuse")]
     force: bool,
-    /// Restore everything that can be, list what cannot, and end in an error
+    /// Keep what OUT holds where its checksum is right, and fetch only the rest: continues, updates, repairs
+    #[arg(long)]
+    reuse: bool,
+    /// Restore everything that can be, list what cannot (--json: all of it), and end in an error
     #[arg(long)]
     keep_going: bool,
-    /// Downloads at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=limits::CONCURRENCY_MAX as i64))]
-    concurrency: u32,
+    /// Do not lock the volume in the store: for credentials that may only read. Nothing should delete backups meanwhile
+    #[arg(long)]
+    no_lock: bool,
+    /// Downloads at once [default: adaptive, up to 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=limits::CONCURRENCY_MAX as i64))]
+    concurrency: Option<u32>,
+    /// Receive no faster, such as 200Mi
+    #[arg(long, value_name = "BYTES", value_parser = super::backup::parse_rate)]
+    max_bytes_per_second: Option<u64>,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -54,20 +74,7 @@ pub(super) struct RestoreOptions {
 }
 
 pub(super) async fn run(options: RestoreOptions) -> Result<(), CliError> {
-    let Some(record) = options.backup.record.clone() else {
-        return Err(CliError::usage(
-            "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
-        ));
-    };
-    let reach = Reach::new(&options.backup, &options.store)?;
-    let job = RestoreJob {
-        client: reach.client(&options.store)?,
-        record,
-        target: options.out.clone(),
-        overwrite: if options.force { Overwrite::Replace } else { Overwrite::Refuse },
-        damage: if options.keep_going { Damage::KeepGoing } else { Damage::Stop },
-        concurrency: options.concurrency,
-    };
+    let job = job(&options)?;
     let (progress, newest) = watch::channel(RestoreProgress::default());
     let cancel = CancellationToken::new();
     let running = tokio::spawn(restore::run(job, progress, cancel.clone()));
@@ -75,16 +82,51 @@ pub(super) async fn run(options: RestoreOptions) -> Result<(), CliError> {
     let ended = watch_restore(running, newest, &mut show, &cancel).await;
     show.end();
     let summary = ended?.map_err(|error| explain(&options, error))?;
+    let kept = match summary.reused_blocks {
+        0 => String::new(),
+        n => format!(" ({n} of them were there)"),
+    };
     let text = format!(
-        "Restored {} of volume {} to {}: {} blocks, a volume of {}",
+        "Restored {} of volume {} to {}: {} blocks{kept}, a volume of {}; {} fetched, {} blocks read back",
         summary.backup,
         summary.volume,
         options.out.display(),
         summary.blocks,
-        HumanBytes(summary.volume_bytes)
+        HumanBytes(summary.volume_bytes),
+        HumanBytes(summary.fetched_bytes),
+        summary.read_back_blocks,
     );
     show.result(&text, None, || json!({"event": "completed", "percent": 100, "out": options.out, "restored": summary}));
     Ok(())
+}
+
+fn job(options: &RestoreOptions) -> Result<RestoreJob, CliError> {
+    let Some(record) = options.backup.record.clone() else {
+        return Err(CliError::usage(
+            "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
+        ));
+    };
+    let client = Reach::new(&options.backup, &options.store)?.client(&options.store)?;
+    let now = u64::try_from(telemetry::now().as_millisecond()).unwrap_or_default();
+    let random = super::backup::random()?;
+    let attempt = AttemptId::new(now, random[..10].try_into().expect("ten bytes"));
+    let mut job = RestoreJob::new(client, record, options.out.clone(), attempt);
+    job.overwrite = match (options.force, options.reuse) {
+        (true, _) => Overwrite::Replace,
+        (_, true) => Overwrite::Reuse,
+        _ => Overwrite::Refuse,
+    };
+    if options.keep_going {
+        job.damage = Damage::KeepGoing;
+    }
+    if options.no_lock {
+        job.locking = Locking::Without;
+    }
+    if options.show.json {
+        job.on_hole = Some(Arc::new(|hole| say(&json!({"event": "lost", "block": hole}).to_string())));
+    }
+    job.limits = Limits { concurrency: options.concurrency, max_bytes_per_second: options.max_bytes_per_second };
+    Ok(job)
 }
 
 type Ended = Result<RestoreSummary, RestoreError>;
@@ -105,13 +147,22 @@ async fn watch_restore(
             }
             () = signals.next() => {
                 if cancel.is_cancelled() {
-                    return Err(CliError::new(FailureReason::Cancelled.exit_code(), "Cancelled at once: do not use OUT"));
+                    let mut error =
+                        CliError::new(FailureReason::Cancelled.exit_code(), "Cancelled at once: do not use OUT");
+                    error.reason = Some(FailureReason::Cancelled);
+                    error.hint = Some(AGAIN.into());
+                    return Err(error);
                 }
+                show.end();
+                tell("Cancelling: releasing the lock. Once more to end at once");
                 cancel.cancel();
             }
             _ = tick.tick() => {
                 let progress = *newest.borrow();
-                show.update(&look(&progress), || json!({"event": "progress", "progress": progress}));
+                show.update(&look(&progress), || {
+                    let percent = progress.percent(Completion::Open);
+                    json!({"event": "progress", "percent": percent, "progress": progress})
+                });
             }
         }
     }
@@ -122,18 +173,28 @@ fn look(progress: &RestoreProgress) -> Look<'static> {
         RestorePhase::Planning => "Planning",
         RestorePhase::Writing => "Restoring",
         RestorePhase::Syncing => "Syncing",
+        RestorePhase::ReadingBack => "Reading back",
         RestorePhase::Ended => "Ended",
     };
-    let failed = progress.failed_blocks;
+    let mut note = String::new();
+    if progress.reused_blocks > 0 {
+        note += &format!(", {} were there", progress.reused_blocks);
+    }
+    if progress.failed_blocks > 0 {
+        note += &format!(", {} blocks lost", progress.failed_blocks);
+    }
     Look {
         phase,
-        verb: "written",
-        done_blocks: progress.written_blocks,
+        verb: "restored",
+        done_blocks: progress.restored_blocks(),
         total_blocks: progress.total_blocks,
-        done_bytes: progress.written_bytes,
-        note: if failed > 0 { format!(", {failed} blocks lost") } else { String::new() },
+        done_bytes: progress.restored_bytes,
+        note,
     }
 }
+
+const AGAIN: &str =
+    "Run the same command with --reuse (instead of --force) to continue: what OUT holds by then is not fetched again.";
 
 fn explain(options: &RestoreOptions, error: RestoreError) -> CliError {
     if let RestoreError::Holes { count, first } = &error {
@@ -141,23 +202,28 @@ fn explain(options: &RestoreOptions, error: RestoreError) -> CliError {
             tell(&format!("Lost: block at offset {}, object {}: {}", hole.offset, hole.key, hole.seen));
         }
         if *count > first.len() as u64 {
-            tell(&format!("Lost: {} more", count - first.len() as u64));
+            let more = count - first.len() as u64;
+            tell(&format!("Lost: {more} more; --json lists all"));
         }
     }
-    let (reason, object) = match &error {
-        RestoreError::Store { error, .. } => (Some(error.reason()), Some(error.key.clone())),
-        RestoreError::Record { key, .. } => (Some(FailureReason::RecordDamaged), Some(key.clone())),
-        RestoreError::Block { hole, .. } => (Some(FailureReason::RecordDamaged), Some(hole.key.clone())),
-        RestoreError::Holes { .. } => (Some(FailureReason::RecordDamaged), None),
-        RestoreError::Target { path, .. } => (None, Some(path.display().to_string())),
-        RestoreError::Cancelled(_) => (Some(FailureReason::Cancelled), None),
-    };
+    let reason = error.reason();
     let hint = match &error {
         RestoreError::Block { .. } if !options.keep_going => Some(
             "To restore what is left use --keep-going. To heal the store: `tidemark heal` with an image that still has these \
              bytes, or a backup with --mode full.",
         ),
+        RestoreError::Block { .. } | RestoreError::Holes { .. } => {
+            Some("To heal the volume in the store back it up with --mode full; then --reuse fetches what is missing.")
+        }
+        _ if reason == FailureReason::LockHeld => Some("When the deletion is over, run the same command again."),
+        _ if matches!(error.left(), Some(Left::Partial { .. })) => Some(AGAIN),
         _ => None,
     };
-    CliError { code: error.exit_code(), reason, message: error.to_string(), object, hint: hint.map(str::to_owned) }
+    CliError {
+        code: error.exit_code(),
+        reason: Some(reason),
+        message: format!("{reason}: {error}"),
+        object: error.object(),
+        hint: hint.map(str::to_owned),
+    }
 }

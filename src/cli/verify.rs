@@ -7,13 +7,14 @@ use serde_json::json;
 use tokio::{sync::watch, time::interval};
 
 use super::{
-    CliError, list, say,
+    CliError, say,
     show::{Look, Show, ShowOptions, TICK},
     target::{Reach, StoreOptions, TargetUrl},
 };
 use crate::{
     model::{BackupName, FailureReason, VolumeName, limits},
     store::{
+        catalogue,
         client::Client,
         error::StoreError,
         scratch::Scratch,
@@ -133,7 +134,7 @@ async fn volumes(options: &VerifyOptions, client: &Client) -> Result<Vec<(Volume
         ))),
         (Some(record), _) => Ok(vec![(record.volume.clone(), Some(record.backup.clone()))]),
         (None, Some(volume)) => Ok(vec![(volume.clone(), None)]),
-        (None, None) => Ok(list::volumes(client).await?.into_iter().map(|volume| (volume, None)).collect()),
+        (None, None) => Ok(catalogue::volumes(client).await?.into_iter().map(|volume| (volume, None)).collect()),
     }
 }
 

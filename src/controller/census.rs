@@ -1,41 +1,76 @@
-//! The rounds: Backups are counted for the metrics, memories of those that are no more are dropped, and workers that
+//! The rounds: Backups and Restores are counted for the metrics, memories of those that are no more are dropped, and workers that
 //! belong to nobody are ended and removed. Nothing a user sees depends on it.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use kube::ResourceExt;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-use super::{context::Context, error_chain, run::caches_filled, runner::Worker, time::until};
+use super::{context::Context, error_chain, runner::Worker, time::until};
 use crate::{
-    api::{Backup, BackupState},
+    api::{Backup, BackupState, Restore, RestoreState},
     telemetry::now,
 };
 
-/// How often Backups are counted.
+/// How often objects are counted.
 const CENSUS_INTERVAL: Duration = Duration::from_secs(2);
 /// Workers are gone through every so many counts: half a minute.
 const COLLECT_EVERY: u32 = 15;
 
-/// Counts Backups for the metrics, forgets those that are no more, and removes workers that belong to nobody.
+/// Counts objects for the metrics, forgets those that are no more, and removes workers that belong to nobody.
 pub async fn census(context: &Context, stop: &CancellationToken) {
-    caches_filled(context).await;
     let mut tick = interval(CENSUS_INTERVAL);
     let mut round = 0_u32;
     loop {
         tokio::select! { _ = tick.tick() => {}, () = stop.cancelled() => return }
-        let backups = context.backups.state();
+        let (backups, restores) = (context.backups.state(), context.restores.state());
         count(context, &backups);
-        let lives: HashSet<String> = backups.iter().filter_map(|b| b.uid()).collect();
-        let next = context.queue().retain(&lives);
-        context.poke(&next);
-        context.memory().forget(&lives);
+        count_restores(context, &restores);
+        let lives: Lives =
+            backups
+                .iter()
+                .filter_map(|b| Some((b.uid()?, b.status.as_ref().and_then(|s| s.attempt.as_ref()).map(|a| a.number))))
+                .chain(restores.iter().filter_map(|r| {
+                    Some((r.uid()?, r.status.as_ref().and_then(|s| s.attempt.as_ref()).map(|a| a.number)))
+                }))
+                .collect();
+        let uids: HashSet<String> = lives.keys().cloned().collect();
+        let next = context.queue().retain(&uids);
+        context.wake(&next);
+        context.memory().forget(&uids);
+        context.backups.forget(&uids);
+        context.restores.forget(&uids);
+        context.lookups.retain(&uids);
+        context.removals.retain(&uids);
         if round.is_multiple_of(COLLECT_EVERY) {
-            collect(context, &lives, &backups).await;
+            collect(context, &lives).await;
         }
         round = round.wrapping_add(1);
     }
+}
+
+/// Every object that has workers, by uid, and the number of its current attempt.
+type Lives = HashMap<String, Option<i32>>;
+
+fn count_restores(context: &Context, restores: &[Arc<Restore>]) {
+    use RestoreState::*;
+    let states = [
+        ("Pending", Pending),
+        ("Preparing", Preparing),
+        ("InProgress", InProgress),
+        ("Flushing", Flushing),
+        ("Completed", Completed),
+        ("Error", Error),
+        ("Cancelled", Cancelled),
+    ];
+    let state = |r: &Restore| r.status.as_ref().and_then(|s| s.state);
+    let counts = states.map(|(word, wanted)| (word, restores.iter().filter(|r| state(r) == Some(wanted)).count()));
+    context.metrics.set_restores(counts);
 }
 
 fn count(context: &Context, backups: &[Arc<Backup>]) {
@@ -63,20 +98,18 @@ fn count(context: &Context, backups: &[Arc<Backup>]) {
     context.metrics.set_acknowledgement_age(backups.iter().filter_map(age).max().unwrap_or_default());
 }
 
-/// Ends and removes workers whose Backup is no more, or that an older attempt left behind.
-async fn collect(context: &Context, lives: &HashSet<String>, backups: &[Arc<Backup>]) {
+/// Ends and removes workers whose object is no more, or that an older attempt left behind.
+async fn collect(context: &Context, lives: &Lives) {
     let attempts = match context.runner.list().await {
         Ok(attempts) => attempts,
         Err(error) => return tracing::warn!(error = %error_chain(&error), "Workers could not be listed"),
     };
     for attempt in attempts {
-        let current = backups
-            .iter()
-            .find(|b| b.uid().as_deref() == Some(attempt.backup_uid()))
-            .and_then(|b| b.status.as_ref()?.attempt.as_ref().map(|a| a.number));
-        let is_old = current.is_some_and(|number| i64::from(attempt.number()) < i64::from(number));
-        if lives.contains(attempt.backup_uid()) && !is_old {
-            continue;
+        let is_old = |number: i32| i64::from(attempt.number()) < i64::from(number);
+        match lives.get(attempt.uid()) {
+            Some(Some(number)) if is_old(*number) => {}
+            Some(_) => continue,
+            None => {}
         }
         let outcome = match context.runner.look(&attempt).await {
             Ok(Worker::Alive { .. }) => context.runner.stop(&attempt).await,

@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Client, Resource, ResourceExt,
+    Client, Resource,
     runtime::{
         events::{Event, EventType, Recorder},
         reflector::{ObjectRef, Store},
@@ -19,24 +19,31 @@ use kube::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    backup::{
+    error_chain,
+    objects::Objects,
+    restore::live_restores,
+    runner::{AttemptRef, Runner},
+    target::{
+        errands::{Desk, Errands},
+        lookup::Looked,
+        probe::Prober,
+        removal::RemovalEnd,
+    },
+    work::{
         hear::Ear,
         queue::Queue,
         standing::{Note, Severity},
     },
-    error_chain,
-    runner::{AttemptRef, Runner},
-    target::probe::Prober,
 };
 use crate::{
-    api::{Backup, ClusterBackupTarget},
+    api::{Backup, ClusterBackupTarget, Restore, target::Capabilities},
     metrics::Metrics,
     model::Credentials,
 };
 
 /// Every request to the API server is given up after this: a connection that was silently dropped would hang for ever.
 pub const API_DEADLINE: Duration = Duration::from_secs(10);
-/// Fewest seconds between two looks at, and two progress writes of, one running Backup.
+/// Fewest seconds between two looks at, and two progress writes of, one running object.
 pub const POLL_INTERVAL_MIN: Duration = Duration::from_secs(2);
 /// Progress writes per second of the whole operator, and so looks at workers.
 pub const WRITES_PER_SECOND: u32 = 20;
@@ -47,7 +54,8 @@ pub struct Context {
     pub prober: Prober,
     pub metrics: Arc<Metrics>,
     pub recorder: Recorder,
-    pub backups: Store<Backup>,
+    pub backups: Objects<Backup>,
+    pub restores: Objects<Restore>,
     pub targets: Store<ClusterBackupTarget>,
     /// Of the operator's namespace.
     pub secrets: Store<Secret>,
@@ -58,33 +66,35 @@ pub struct Context {
     pub cluster: String,
     pub queue: Mutex<Queue>,
     pub memory: Mutex<Memory>,
-    /// Asks for a look at a Backup now.
-    pub poke_backups: mpsc::Sender<ObjectRef<Backup>>,
+    /// Asks for a look at a target now.
+    pub poke_targets: mpsc::Sender<ObjectRef<ClusterBackupTarget>>,
+    /// Work for the store that outlives a reconcile, and what became of it.
+    pub errands: Errands,
+    pub lookups: Arc<Desk<Looked>>,
+    pub removals: Arc<Desk<RemovalEnd>>,
+    /// Where errands keep tables that are too large for memory.
+    pub scratch_dir: PathBuf,
 }
 
-/// What the leader remembers of each Backup, by uid and attempt.
+/// What the leader remembers of each attempt.
 #[derive(Default)]
 pub struct Memory {
     pub ears: HashMap<AttemptRef, Ear>,
     /// Keys that a running worker was given.
     pub offered: HashMap<AttemptRef, Credentials>,
-    pub written: HashMap<String, LastWrite>,
-}
-
-/// Our last write of a status, until the cache has it.
-pub struct LastWrite {
-    /// The resourceVersion it replaced.
-    pub replaced: Option<String>,
-    pub object: Arc<Backup>,
-    pub at: Instant,
+    /// Uids of deleted Backups that the breaker let through.
+    pub admitted: HashSet<String>,
+    /// What was gone or going beneath the Backups of a namespace on a target, and when that was read.
+    pub grounds: HashMap<(String, String), (Instant, Option<String>)>,
 }
 
 impl Memory {
-    /// Forgets every Backup that is no more.
+    /// Forgets the attempts of objects that are no more.
     pub fn forget(&mut self, lives: &HashSet<String>) {
-        self.ears.retain(|attempt, _| lives.contains(attempt.backup_uid()));
-        self.offered.retain(|attempt, _| lives.contains(attempt.backup_uid()));
-        self.written.retain(|uid, _| lives.contains(uid));
+        self.ears.retain(|attempt, _| lives.contains(attempt.uid()));
+        self.offered.retain(|attempt, _| lives.contains(attempt.uid()));
+        self.admitted.retain(|uid| lives.contains(uid));
+        self.grounds.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(60));
     }
 }
 
@@ -113,42 +123,37 @@ impl Context {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The cached object, or what we wrote over it if the cache has not seen that yet.
-    pub fn freshest(&self, cached: Arc<Backup>) -> Arc<Backup> {
-        let mut memory = self.memory();
-        let uid = cached.uid().unwrap_or_default();
-        match memory.written.get_mut(&uid) {
-            Some(last) if last.replaced.is_some() && last.replaced == cached.resource_version() => last.object.clone(),
-            Some(last) => {
-                last.replaced = None;
-                cached
-            }
-            None => cached,
-        }
-    }
-
     /// The interval for running workers: 2 s, or longer so that all of them together stay within the budget.
     pub fn poll_interval(&self) -> Duration {
         let running = u32::try_from(self.queue().running()).unwrap_or(u32::MAX);
         POLL_INTERVAL_MIN.max(Duration::from_secs(1) * running / WRITES_PER_SECOND)
     }
 
-    /// Has this Backup's turn come to write progress?
-    pub fn may_write_progress(&self, uid: &str) -> bool {
+    /// Has its turn come to write progress, for one whose last write is that long ago?
+    pub fn may_write_progress(&self, since_write: Option<Duration>) -> bool {
         // A tenth of grace: the look that was planned for the interval's end must not come a moment too early.
         let interval = self.poll_interval() * 9 / 10;
-        self.memory().written.get(uid).is_none_or(|last| last.at.elapsed() >= interval)
+        since_write.is_none_or(|since| since >= interval)
     }
 
-    /// Looks at these Backups soon. A full channel loses the hint, not the Backup: each looks again by itself.
-    pub fn poke(&self, uids: &[String]) {
-        if uids.is_empty() {
-            return;
+    /// What reads a Backup's data now, by name: it is not removed before they have ended.
+    pub fn readers_of(&self, backup: &Backup) -> Vec<String> {
+        let restores: Vec<_> = self.restores.state().into_iter().map(|r| self.restores.freshest(r)).collect();
+        live_restores(backup, &restores)
+    }
+
+    /// Looks at these objects soon, whatever their kind.
+    pub fn wake(&self, uids: &[String]) {
+        if !uids.is_empty() {
+            self.backups.wake(uids);
+            self.restores.wake(uids);
         }
-        let wanted = |b: &Backup| b.uid().is_some_and(|uid| uids.contains(&uid));
-        for backup in self.backups.state().iter().filter(|b| wanted(b)) {
-            drop(self.poke_backups.try_send(ObjectRef::from_obj(backup.as_ref())));
-        }
+    }
+
+    /// What the target's last probe found; nothing if it was not looked at.
+    pub fn capabilities(&self, target: &str) -> Capabilities {
+        let target = self.targets.get(&ObjectRef::new(target));
+        target.and_then(|t| t.status.as_ref()?.capabilities.clone()).unwrap_or_default()
     }
 
     /// Publishes an event without waiting for it: an event that is lost loses nothing that status does not say.

@@ -1,13 +1,17 @@
-//! The control plane: turns Backup resources into workers, and what workers report into status. It never touches a
+//! The control plane: turns Backup and Restore resources into workers, and what workers report into status. It never touches a
 //! volume's byte.
 //!
 //! Per kind: observe → decide → status → act. Deciding is pure; everything a user sees comes from a `Standing`.
 //!
 //! * `config`   what the operator is told when it is started
 //! * `run`      its life: serve, campaign, lead, give back
+//! * `feed`     the caches, and what changes is reconciled
 //! * `lease`    who leads
 //! * `context`  what every reconcile may use
+//! * `objects`  the objects of one kind, and our own last writes
+//! * `work`     what Backup and Restore share: the machine of attempts
 //! * `backup`   Backup
+//! * `restore`  Restore
 //! * `target`   ClusterBackupTarget
 //! * `runner`   who runs workers
 //! * `census`   counts, and removes what belongs to nobody
@@ -20,11 +24,15 @@ pub mod backup;
 pub mod census;
 pub mod config;
 pub mod context;
+pub mod feed;
 pub mod lease;
+pub mod objects;
+pub mod restore;
 pub mod run;
 pub mod runner;
 pub mod target;
 pub mod time;
+pub mod work;
 
 pub use config::OperatorConfig;
 pub use run::{OperatorError, run, run_until, run_with_prober};

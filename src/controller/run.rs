@@ -11,17 +11,13 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, future, stream};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config, ResourceExt,
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
-        Config as ControllerConfig, Predicate, WatchStreamExt, applier,
         events::{Recorder, Reporter},
-        predicates,
-        reflector::{self, ObjectRef, Store, store::Writer},
-        watcher,
+        reflector,
     },
 };
 use tokio::{
@@ -32,31 +28,24 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    backup::{
-        self,
-        queue::{Entry, Queue, TargetLimits},
-    },
-    census::census,
     config::{OperatorConfig, Workers},
     context::{API_DEADLINE, Context, Memory, bounded},
     error_chain,
+    feed::{Feed, WAITING_MAX, Watches, act},
     lease::{Election, Leadership, Lost},
     runner::{Runner, process::ProcessRunner},
-    target::{self, Targets, probe::Prober},
+    target::{self, errands::Errands, probe::Prober},
+    work::queue::Queue,
 };
 use crate::{
-    api::{Backup, BackupState, ClusterBackupTarget},
     http::{Readiness, operator_router, serve},
     metrics::Metrics,
-    telemetry::now,
 };
 
 /// Name of the Lease in the operator's namespace.
 pub const LEASE: &str = "tidemark-operator";
 /// Name of the operator in Events.
 const REPORTER: &str = "tidemark.dev/operator";
-/// Reconciles at once, per kind: each is a few requests to the API server.
-const CONCURRENT_RECONCILES: u16 = 32;
 /// Reconciles that run when the operator is told to stop have this long to finish.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(15);
 
@@ -249,8 +238,9 @@ impl Operator {
     /// Everything that acts. Ends when told to stop, after the reconciles that run.
     async fn lead(&self, stop: &CancellationToken) {
         let Some(cluster) = self.cluster(stop).await else { return };
-        let (poke_backups, poked) = mpsc::channel(1024);
-        let (backups, backup_writer) = reflector::store();
+        let (poke_targets, poked_targets) = mpsc::channel(WAITING_MAX);
+        let (backups, backup_feed) = Feed::new();
+        let (restores, restore_feed) = Feed::new();
         let (targets, target_writer) = reflector::store();
         let (secrets, secret_writer) = reflector::store();
         let reporter =
@@ -262,6 +252,7 @@ impl Operator {
             metrics: self.metrics.clone(),
             recorder: Recorder::new(self.client.clone(), reporter),
             backups,
+            restores,
             targets,
             secrets,
             namespace: self.config.namespace.clone(),
@@ -269,9 +260,13 @@ impl Operator {
             cluster,
             queue: Mutex::new(Queue::new(usize::from(self.config.max_concurrent_backups), [])),
             memory: Mutex::new(Memory::default()),
-            poke_backups,
+            poke_targets,
+            errands: Errands::default(),
+            lookups: Arc::default(),
+            removals: Arc::default(),
+            scratch_dir: self.config.state_dir.clone(),
         });
-        let watches = Watches { backup_writer, target_writer, secret_writer, poked };
+        let watches = Watches { backup_feed, restore_feed, target_writer, secret_writer, poked_targets };
         let acting = act(context, watches, stop);
         tokio::pin!(acting);
         tokio::select! {
@@ -303,149 +298,4 @@ impl Operator {
             sleep(Duration::from_secs(2)).await;
         }
     }
-}
-
-/// The ends of the caches that are fed.
-struct Watches {
-    backup_writer: Writer<Backup>,
-    target_writer: Writer<ClusterBackupTarget>,
-    secret_writer: Writer<Secret>,
-    poked: mpsc::Receiver<ObjectRef<Backup>>,
-}
-
-/// Feeds the caches, and once they are full, reconciles what changes.
-async fn act(context: Arc<Context>, watches: Watches, stop: &CancellationToken) {
-    let Watches { backup_writer, target_writer, secret_writer, poked } = watches;
-    let config = || watcher::Config::default();
-    let client = || context.client.clone();
-    // Our own status writes must not wake us: only generation and finalizers do. Deleting raises the generation.
-    let changed = predicates::generation.combine(predicates::finalizers);
-    let (again_backup, backup_changes) = mpsc::channel::<ObjectRef<Backup>>(1024);
-    let (again_target, target_changes) = mpsc::channel::<ObjectRef<ClusterBackupTarget>>(1024);
-
-    let backup_watch = watcher(Api::<Backup>::all(client()), config())
-        .default_backoff()
-        .reflect(backup_writer)
-        .touched_objects()
-        .predicate_filter(changed, Default::default())
-        .for_each(async |touched| match touched {
-            Ok(backup) => drop(again_backup.send(ObjectRef::from_obj(&backup)).await),
-            Err(error) => tracing::warn!(error = %error_chain(&error), "Backups are not watched, trying again"),
-        });
-    let target_watch = watcher(Api::<ClusterBackupTarget>::all(client()), config())
-        .default_backoff()
-        .reflect(target_writer)
-        .touched_objects()
-        .predicate_filter(predicates::generation.combine(predicates::finalizers), Default::default())
-        .for_each(async |touched| match touched {
-            Ok(target) => drop(again_target.send(ObjectRef::from_obj(&target)).await),
-            Err(error) => tracing::warn!(error = %error_chain(&error), "Targets are not watched, trying again"),
-        });
-    let secret_watch = watcher(Api::<Secret>::namespaced(client(), &context.namespace), config())
-        .default_backoff()
-        .reflect(secret_writer)
-        .touched_objects()
-        .for_each(async |touched| match touched {
-            Ok(secret) => touch_targets(&context, &secret, &again_target).await,
-            Err(error) => tracing::warn!(error = %error_chain(&error), "Secrets are not watched, trying again"),
-        });
-
-    let backups =
-        reconcile_backups(&context, stream::select(receiver_stream(backup_changes), receiver_stream(poked)), stop);
-    let targets = reconcile_targets(&context, receiver_stream(target_changes), stop);
-    let feeding = future::join3(backup_watch, target_watch, secret_watch);
-    let working = future::join3(backups, targets, census(&context, stop));
-    tokio::select! {
-        _ = feeding => {}
-        _ = working => {}
-    }
-}
-
-/// A Secret that changed makes its targets be looked at at once.
-async fn touch_targets(context: &Context, secret: &Secret, again: &mpsc::Sender<ObjectRef<ClusterBackupTarget>>) {
-    let name = secret.name_any();
-    for target in context.targets.state().iter().filter(|t| t.spec.credentials.secret_name == name) {
-        drop(again.send(ObjectRef::from_obj(target.as_ref())).await);
-    }
-}
-
-/// Waits until every cache was filled once: before that, "not there" means nothing.
-pub(super) async fn caches_filled(context: &Context) {
-    async fn filled<K>(store: &Store<K>)
-    where
-        K: kube::runtime::reflector::Lookup + Clone + 'static,
-        K::DynamicType: Eq + std::hash::Hash + Clone,
-    {
-        // The writer lives as long as we do: it cannot be dropped before.
-        drop(store.wait_until_ready().await);
-    }
-    future::join3(filled(&context.backups), filled(&context.targets), filled(&context.secrets)).await;
-}
-
-async fn reconcile_backups(
-    context: &Arc<Context>,
-    changes: impl futures::Stream<Item = ObjectRef<Backup>> + Send,
-    stop: &CancellationToken,
-) {
-    caches_filled(context).await;
-    context.queue().begin(context.backups.state().iter().filter_map(|b| running_entry(b)));
-    let requests =
-        changes.map(Ok::<_, std::convert::Infallible>).map_ok(kube::runtime::controller::ReconcileRequest::from);
-    let config = ControllerConfig::default().concurrency(CONCURRENT_RECONCILES);
-    let reconcile = |backup, context| Box::pin(backup::reconcile(backup, context));
-    applier(
-        reconcile,
-        backup::after_error,
-        context.clone(),
-        context.backups.clone(),
-        requests.take_until(stop.cancelled()),
-        config,
-    )
-    .for_each(async |_| {})
-    .await;
-}
-
-async fn reconcile_targets(
-    context: &Arc<Context>,
-    changes: impl futures::Stream<Item = ObjectRef<ClusterBackupTarget>> + Send,
-    stop: &CancellationToken,
-) {
-    caches_filled(context).await;
-    let requests =
-        changes.map(Ok::<_, std::convert::Infallible>).map_ok(kube::runtime::controller::ReconcileRequest::from);
-    let config = ControllerConfig::default().concurrency(CONCURRENT_RECONCILES);
-    let targets = Arc::new(Targets { context: context.clone(), checks: Default::default() });
-    let reconcile = |target, targets| Box::pin(target::reconcile(target, targets));
-    applier(
-        reconcile,
-        target::after_error,
-        targets,
-        context.targets.clone(),
-        requests.take_until(stop.cancelled()),
-        config,
-    )
-    .for_each(async |_| {})
-    .await;
-}
-
-/// A Backup that status shows as running holds a slot from the beginning, whatever the order of the first looks.
-fn running_entry(backup: &Backup) -> Option<Entry> {
-    let status = backup.status.as_ref()?;
-    let runs =
-        matches!(status.state, Some(BackupState::Snapshotting | BackupState::InProgress | BackupState::Committing));
-    let target = status.target.as_ref().filter(|_| runs)?;
-    Some(Entry {
-        uid: backup.uid()?,
-        namespace: backup.namespace()?,
-        target: target.name.clone(),
-        volume: status.store.as_ref()?.volume.clone(),
-        since: now(),
-        // Limits are asked of those that wait; this one runs.
-        target_limits: TargetLimits { total: 1, per_namespace: 1 },
-    })
-}
-
-/// A channel's receiving end as a stream.
-fn receiver_stream<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> impl futures::Stream<Item = T> + Send {
-    stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|item| (item, receiver)))
 }

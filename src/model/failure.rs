@@ -27,6 +27,12 @@ pub enum FailureReason {
     SourceNotFound,
     SourceRefused,
     SnapshotLost,
+    // The target of a restore, and what it fetches.
+    TargetRefused,
+    TargetWriteFailed,
+    TargetStalled,
+    DownloadStalled,
+    BlockDamaged,
     // The volume in the store is not what we were told.
     VolumeNameInUse,
     BlockSizeMismatch,
@@ -65,12 +71,13 @@ impl FailureReason {
             UploadFailed | UploadStalled | StoreUnavailable | Throttled | LockHeld | GuardLost | ScratchFailed => {
                 Retry::Yes
             }
-            WorkerNotHeard | WorkerNotStarted | OutOfMemory | RecordMismatch => Retry::Yes,
+            WorkerNotHeard | WorkerNotStarted | OutOfMemory | RecordMismatch | DownloadStalled => Retry::Yes,
             WorkerCrashed | Superseded => Retry::Free,
             AccessDenied | BucketMissing | WrongRegion | ClockSkew => Retry::Rarely,
             SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => {
                 Retry::Never
             }
+            TargetRefused | TargetWriteFailed | TargetStalled | BlockDamaged => Retry::Never,
             VolumeNameInUse | BlockSizeMismatch | VolumeConfigMissing | RecordDamaged => Retry::Never,
             BadJobSpec | DeadlineExceeded | Cancelled | Bug => Retry::Never,
         }
@@ -82,10 +89,11 @@ impl FailureReason {
         match self {
             BadJobSpec => 64,
             AccessDenied | BucketMissing | WrongRegion | ClockSkew | VolumeNameInUse | BlockSizeMismatch => 65,
-            VolumeConfigMissing | RecordMismatch | RecordDamaged => 65,
+            VolumeConfigMissing | RecordMismatch | RecordDamaged | BlockDamaged => 65,
             SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => 66,
+            TargetRefused | TargetWriteFailed | TargetStalled => 66,
             UploadFailed | StoreUnavailable | Throttled => 67,
-            UploadStalled | DeadlineExceeded => 68,
+            UploadStalled | DownloadStalled | DeadlineExceeded => 68,
             LockHeld | GuardLost | Superseded => 69,
             ScratchFailed | WorkerCrashed | WorkerNotHeard | WorkerNotStarted | OutOfMemory | Bug => 70,
             Cancelled => 75,
@@ -113,6 +121,11 @@ impl FailureReason {
             SourceNotFound => "SourceNotFound",
             SourceRefused => "SourceRefused",
             SnapshotLost => "SnapshotLost",
+            TargetRefused => "TargetRefused",
+            TargetWriteFailed => "TargetWriteFailed",
+            TargetStalled => "TargetStalled",
+            DownloadStalled => "DownloadStalled",
+            BlockDamaged => "BlockDamaged",
             VolumeNameInUse => "VolumeNameInUse",
             BlockSizeMismatch => "BlockSizeMismatch",
             VolumeConfigMissing => "VolumeConfigMissing",

@@ -1,25 +1,49 @@
 //! `JobSpec`: the one message down. Everything a worker may know, in one JSON file; credentials are a second one.
+//!
+//! One envelope for every task: who asks, which attempt, which store and volume, limits, deadlines, and how to report.
+//! What is to be done is the `Task`. Whoever starts workers reads the envelope only.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, BlockSize, Compression, VerifyDepth, VolumeName, report::ReportKey};
+use super::{AttemptId, BackupName, BlockSize, Compression, VerifyDepth, VolumeName, report::ReportKey};
 
 /// The schema version this program writes; a worker refuses any other.
-pub const JOB_VERSION: u32 = 1;
+pub const JOB_VERSION: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JobSpec {
     pub v: u32,
-    /// The Backup's uid; the command line draws one at random.
-    pub backup_uid: String,
+    /// Uid of the Backup or Restore; the command line draws one at random.
+    pub uid: String,
     pub attempt: AttemptId,
     pub attempt_number: u32,
     pub store: StoreLocation,
     pub volume: VolumeName,
+    pub task: Task,
+    pub limits: Limits,
+    pub deadlines: Deadlines,
+    pub report_key: ReportKey,
+    /// Who runs the worker: the Pod's uid, or a process runner's own word. It binds reports to one run.
+    pub pod: String,
+}
+
+/// What is to be done with the volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Task {
+    /// Blocks up: from a source to a record.
+    Backup(BackupTask),
+    /// Blocks down: from a record to a device or file.
+    Restore(RestoreTask),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackupTask {
     /// Only for a volume new to the store; otherwise what the store says wins.
     pub compression: Compression,
     /// Only for a volume new to the store; a volume of another block size gets a full record of its own.
@@ -34,11 +58,45 @@ pub struct JobSpec {
     /// The user's labels, copied into the record; `tidemark.dev/…` ones are ours and win.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    pub limits: Limits,
-    pub deadlines: Deadlines,
-    pub report_key: ReportKey,
-    /// Who runs the worker: the Pod's uid, or a process runner's own word. It binds reports to one run.
-    pub pod: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RestoreTask {
+    /// The record that is read.
+    pub backup: BackupName,
+    pub device: Device,
+    pub on_damage: OnDamage,
+}
+
+/// What a restore writes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Device {
+    /// A block device or a regular file.
+    pub path: PathBuf,
+    /// The path is opened beneath this directory; symlinks that leave it are refused.
+    pub root: PathBuf,
+    pub overwrite: Overwrite,
+}
+
+/// What if the path exists?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum Overwrite {
+    /// It must not: a new file appears under its name when it is whole, or never.
+    #[default]
+    Refuse,
+    /// It must, and is written in place: a device that is large enough, or a file.
+    Replace,
+}
+
+/// What if a block cannot be restored?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum OnDamage {
+    #[default]
+    Stop,
+    /// Restore the rest, list the holes, and end in an error all the same.
+    Continue,
 }
 
 /// Where the backupstore is. Credentials are never here.
@@ -72,6 +130,8 @@ pub struct S3Location {
     pub server_side_encryption: Option<ServerSideEncryption>,
     /// The target's probe saw a second create answered 412.
     pub conditional_writes: bool,
+    /// The target's probe saw one request delete several objects.
+    pub batch_delete: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +190,7 @@ pub struct Owner {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// Uploads at once, at most; absent: adaptive up to 32.
+    /// Blocks in flight at once, at most; absent: adaptive up to 32 for a backup, 8 for a restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,7 +200,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Deadlines {
-    /// Seconds without an acknowledgement while a request is outstanding.
+    /// Seconds without an answer of the store while a request is outstanding.
     pub stall_seconds: u64,
     /// The attempt ends here, whatever happens.
     pub total: Timestamp,
@@ -152,6 +212,16 @@ pub struct Credentials {
     pub access_key_id: String,
     pub secret_access_key: String,
     pub session_token: Option<String>,
+}
+
+impl Task {
+    /// The word in logs and messages.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Task::Backup(_) => "backup",
+            Task::Restore(_) => "restore",
+        }
+    }
 }
 
 impl fmt::Debug for Credentials {

@@ -20,6 +20,26 @@ pub const LEASE: Duration = Duration::from_secs(120);
 pub const LEASE_TO_SEAL: Duration = Duration::from_secs(60);
 /// A deletion lock of at most this age (server time) stops us: 150 s + 30 s margin.
 pub const DELETION_LOCK_AGE: Duration = Duration::from_secs(180);
+/// A backup's or restore's lock of less than this age stops a deletion: 150 s and twice the margin above.
+pub const BACKUP_LOCK_AGE: Duration = Duration::from_secs(210);
+
+// --- Deletion.
+/// What is younger may still be somebody's, or a delayed request's: signatures are valid for 15 min, a lock for 150 s
+/// after it; together 17.5 min, rounded up.
+pub const YOUNG: Duration = Duration::from_secs(20 * 60);
+/// A dead attempt's marker and journal are kept so long while its Backup may be tried again.
+pub const MARKER_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A tombstone stays so long: no request is delayed for a day.
+pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A batch of deletions begins only with at least this much lease left: a request has 30 s, twice.
+pub const LEASE_TO_DELETE: Duration = Duration::from_secs(60);
+const _: () = assert!(LEASE_TO_DELETE.as_secs() < LEASE.as_secs() - LOCK_REFRESH.as_secs(), "every batch would wait");
+/// Single DELETEs at once, where the store has no batches.
+pub const DELETE_CONCURRENCY: usize = 16;
+/// A key that a batch could not delete is sent again so often, if it may help.
+pub const DELETE_RETRIES: u32 = 3;
+/// Keys that could not be deleted are told by name up to this many.
+pub const NOT_DELETED_TOLD: usize = 10;
 
 // --- Memory: 2 MiB blocks, 24 raw (48 MiB) + 24 bodies (48 MiB) + 32 MiB for the rest = 128 MiB.
 /// Bytes of raw blocks, and again of compressed bodies, a worker may hold.
@@ -73,6 +93,8 @@ pub const SEGMENT_INTERVAL_MIN: Duration = Duration::from_secs(5);
 // --- Reports.
 /// One report line, terminated: fits the kubelet's 4096-byte termination message.
 pub const REPORT_BYTES_MAX: usize = 4000;
+/// Damaged blocks a report and a status name: 10 of about 220 bytes leave room for the rest of the line.
+pub const DAMAGED_LISTED_MAX: usize = 10;
 /// A line on stdout, and at each change of phase.
 pub const REPORT_LOG_INTERVAL: Duration = Duration::from_secs(15);
 /// The last word is rewritten this often.
@@ -87,6 +109,58 @@ pub const SMALL_OBJECT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const RECORD_BYTES_MAX: u64 = VOLUME_BLOCKS_MAX * 115;
 /// Uploads of a record above this many bytes stream from scratch instead of memory.
 pub const BODY_IN_MEMORY_MAX: u64 = 8 * 1024 * 1024;
+
+// --- The catalogue: 100,000 records × (16 B key + 8 B pointer, twice for the table's room, + ~200 B of facts) = 25 MiB.
+/// Records of one target that are remembered between two looks; those beyond are read again.
+pub const CATALOGUE_REMEMBERED_MAX: usize = 100_000;
+/// A look takes at most this share of the time: one that takes 30 s is made each 10 minutes.
+pub const CATALOGUE_SHARE: u32 = 20;
+/// One look through a target ends here: 50,000 volumes × 4 requests × 20 ms, twice.
+pub const CATALOGUE_DEADLINE: Duration = Duration::from_secs(2 * 3600);
+/// What the dead left is cleared everywhere this often: three LISTs for each volume. Where somebody works or died, with
+/// each look.
+pub const JANITOR_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// A store that acknowledges nothing for so long ends a look: the next one is minutes away.
+pub const CATALOGUE_STALL: Duration = Duration::from_secs(15);
+/// Looks through targets at once.
+pub const CATALOGUES_AT_ONCE: usize = 2;
+/// Records looked up for imports at once: each is one small GET.
+pub const LOOKUPS_AT_ONCE: usize = 8;
+/// A look-up is at most two small GETs with a retry.
+pub const LOOKUP_DEADLINE: Duration = Duration::from_secs(30);
+/// Backups that one look discovers: each is one request to the API server.
+pub const DISCOVERED_PER_LOOK: usize = 100;
+/// Records that discovery remembers for one target: 17 B each in a ConfigMap of at most 1 MiB.
+pub const DISCOVERED_REMEMBERED_MAX: usize = 50_000;
+const _: () = assert!(DISCOVERED_REMEMBERED_MAX * 17 < 1_000_000, "a ConfigMap holds no more");
+
+// --- Removing data.
+/// Removals at once: each holds one page of a listing, one record's entry and bitmaps (see Memory).
+pub const REMOVALS_AT_ONCE: usize = 2;
+/// One try at a removal ends here; the next goes on where it ended.
+pub const REMOVAL_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// Waits between two tries at a removal: doubled from the first to the last.
+pub const REMOVAL_BACKOFF_MIN: Duration = Duration::from_secs(5);
+pub const REMOVAL_BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
+/// So many removals of one target begin within a window by themselves, or a tenth of its Backups if that is more: a
+/// night's retention of ten or more dailies passes, a namespace deleted by mistake does not.
+pub const DELETIONS_PER_WINDOW: i64 = 20;
+pub const DELETIONS_SHARE: i64 = 10;
+pub const DELETION_WINDOW: Duration = Duration::from_secs(3600);
+
+// --- Restores: objects and decoded blocks each have `BUFFER_BYTES`.
+/// Threads that decode, hash and write: beyond this memory, not cores, is the limit.
+pub const RESTORE_THREADS_MAX: usize = 10;
+/// Blocks between the record and the target at once, most of them only as entries: 256 × 200 B = 50 KiB.
+pub const RESTORE_ORDERS_MAX: usize = 256;
+/// Dirty bytes after which a restore flushes, so that neither the page cache nor the last flush grows with the volume.
+pub const RESTORE_FLUSH_BYTES: u64 = 256 * 1024 * 1024;
+/// The most of a gap that is made zero by one job: at 1 MiB/s within a quarter of `TARGET_DEADLINE`.
+pub const RESTORE_ZERO_BYTES: u64 = 64 * 1024 * 1024;
+/// One read, write or flush of a restore's target.
+pub const TARGET_DEADLINE: Duration = Duration::from_secs(300);
+/// Blocks read back after the flush. A target that keeps each block wrongly with a chance of 5 % is caught with 96 %.
+pub const READ_BACK_BLOCKS: usize = 64;
 
 // --- Verification.
 /// Findings listed by name; further ones are only counted: 1000 of about 500 bytes are 0.5 MB.

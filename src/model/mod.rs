@@ -5,6 +5,7 @@
 //! * `block`    block size, compression, ordinals
 //! * `limits`   every bound of the product, with the arithmetic behind it
 //! * `progress` the counters of an attempt and the percentage that may be shown
+//! * `restore`  the same for a restore
 //! * `failure`  why an attempt ended, what may be done about it, its exit code
 //! * `job`      `JobSpec`, the one message down: operator → worker
 //! * `report`   `Report`, the one line up: worker → operator, numbered and keyed
@@ -17,12 +18,14 @@ pub mod job;
 pub mod limits;
 pub mod progress;
 pub mod report;
+pub mod restore;
 pub mod verification;
 
 pub use block::{BlockSize, Compression};
 pub use failure::{Failure, FailureReason, Retry};
 pub use ids::{AttemptId, BackupName, BlockName, VolumeName};
-pub use job::{Credentials, JobSpec, StoreLocation};
-pub use progress::{Phase, Progress, Requests};
-pub use report::{Outcome, Report, ReportKey};
+pub use job::{Credentials, JobSpec, StoreLocation, Task};
+pub use progress::{Counters, Phase, Progress, Requests};
+pub use report::{DamageReason, Damaged, Outcome, Report, ReportKey};
+pub use restore::{RestorePhase, RestoreProgress};
 pub use verification::{Verdict, Verification, VerifyDepth};

@@ -1,10 +1,13 @@
-//! The counters of an attempt. Every one only grows within an attempt, but `total_blocks` (which only falls, as zero
-//! blocks are recognised) and `in_flight_blocks` (a gauge).
+//! The counters of an attempt, by its task: those that do not apply to a task are not there. Every one only grows within
+//! an attempt, but `in_flight_blocks` (a gauge) and `total_blocks` (a backup's only falls, as zero blocks are recognised;
+//! a restore's is the record's own count).
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Where an attempt is.
+use super::restore::{RestorePhase, RestoreProgress};
+
+/// Where an attempt is. A backup goes through the first four; a restore plans, restores, flushes and reads back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default)]
 pub enum Phase {
     /// Guard, listing, resume: nothing counted yet.
@@ -13,7 +16,32 @@ pub enum Phase {
     Uploading,
     WritingRecord,
     ReadingBack,
+    /// Blocks are fetched, compared with their checksums and written.
+    Restoring,
+    /// Every block was written; the device puts them on stable storage.
+    Flushing,
     Ended,
+}
+
+impl From<RestorePhase> for Phase {
+    fn from(phase: RestorePhase) -> Self {
+        match phase {
+            RestorePhase::Planning => Phase::Planning,
+            RestorePhase::Writing => Phase::Restoring,
+            RestorePhase::Syncing => Phase::Flushing,
+            RestorePhase::ReadingBack => Phase::ReadingBack,
+            RestorePhase::Ended => Phase::Ended,
+        }
+    }
+}
+
+/// What an attempt counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Counters {
+    #[serde(rename = "progress")]
+    Backup(Progress),
+    #[serde(rename = "restored")]
+    Restore(RestoreProgress),
 }
 
 /// What the store has acknowledged, in blocks and bytes.
@@ -45,7 +73,62 @@ pub struct Progress {
     pub last_acknowledged_time: Option<Timestamp>,
 }
 
-/// Requests this attempt made, by kind; a retry counts in its kind and in `retried`.
+impl Default for Counters {
+    fn default() -> Self {
+        Counters::Backup(Progress::default())
+    }
+}
+
+impl Counters {
+    /// Blocks that count: acknowledged by the store, or on the device.
+    pub fn done_blocks(&self) -> u64 {
+        match self {
+            Counters::Backup(p) => p.acknowledged_blocks,
+            Counters::Restore(p) => p.restored_blocks(),
+        }
+    }
+
+    pub fn total_blocks(&self) -> u64 {
+        match self {
+            Counters::Backup(p) => p.total_blocks,
+            Counters::Restore(p) => p.total_blocks,
+        }
+    }
+
+    /// Uncompressed bytes of the blocks that count.
+    pub fn done_bytes(&self) -> u64 {
+        match self {
+            Counters::Backup(p) => p.acknowledged_bytes,
+            Counters::Restore(p) => p.restored_bytes,
+        }
+    }
+
+    /// Blocks this attempt moved itself: what makes it worth having been tried.
+    pub fn moved_blocks(&self) -> u64 {
+        match self {
+            Counters::Backup(p) => p.uploaded_blocks,
+            Counters::Restore(p) => p.written_blocks,
+        }
+    }
+
+    /// A backup's counters; of another task all are zero.
+    pub fn backup(&self) -> Progress {
+        match self {
+            Counters::Backup(progress) => *progress,
+            Counters::Restore(_) => Progress::default(),
+        }
+    }
+
+    /// A restore's counters; of another task all are zero.
+    pub fn restore(&self) -> RestoreProgress {
+        match self {
+            Counters::Backup(_) => RestoreProgress::default(),
+            Counters::Restore(progress) => *progress,
+        }
+    }
+}
+
+/// Requests this attempt made, by kind, each counted when it ended; a retry counts in its kind and in `retried`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Requests {
@@ -56,10 +139,30 @@ pub struct Requests {
     pub delete: u64,
     pub retried: u64,
     pub throttled: u64,
+    /// Those of them that got no answer, an error, or were given up.
+    #[serde(skip_serializing_if = "FailedRequests::is_none")]
+    pub failed: FailedRequests,
+}
+
+/// Requests without the answer they asked for, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailedRequests {
+    pub put: u64,
+    pub head: u64,
+    pub get: u64,
+    pub list: u64,
+    pub delete: u64,
+}
+
+impl FailedRequests {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Requests {
-    /// All requests sent, retries included.
+    /// All requests that ended, retries included.
     pub fn sum(&self) -> u64 {
         self.put + self.head + self.get + self.list + self.delete
     }

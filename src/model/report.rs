@@ -7,7 +7,9 @@ use aws_lc_rs::{constant_time, hmac};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, BackupName, BlockSize, Compression, Failure, Phase, Progress, Requests, Verification, limits};
+use super::{
+    AttemptId, BackupName, BlockSize, Compression, Counters, Failure, Phase, Progress, Requests, Verification, limits,
+};
 
 /// The schema version this program writes; it reads this one and the one before.
 pub const REPORT_VERSION: u32 = 1;
@@ -24,11 +26,16 @@ pub struct Report {
     pub sequence: u64,
     pub time: Timestamp,
     pub phase: Phase,
-    pub progress: Progress,
+    /// On the wire `progress` for a backup, `restored` for a restore.
+    #[serde(flatten)]
+    pub counters: Counters,
     pub requests: Requests,
     /// Facts of the plan, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// The first blocks that could not be restored, by offset.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<Damaged>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,6 +57,38 @@ pub struct Plan {
     pub parent: Option<BackupName>,
 }
 
+/// A block that could not be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Damaged {
+    pub offset: u64,
+    /// Key of the object.
+    pub object: String,
+    pub reason: DamageReason,
+}
+
+/// What is wrong with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DamageReason {
+    /// It is not in the store.
+    Missing,
+    /// It cannot be read, or what it holds cannot be decoded.
+    Unreadable,
+    /// It holds other bytes than its name says.
+    ChecksumMismatch,
+}
+
+impl DamageReason {
+    /// The word in status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DamageReason::Missing => "Missing",
+            DamageReason::Unreadable => "Unreadable",
+            DamageReason::ChecksumMismatch => "ChecksumMismatch",
+        }
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -59,6 +98,8 @@ pub enum Outcome {
         backup: BackupName,
         adopted: bool,
     },
+    /// Every block's checksum held and the device was flushed.
+    Restored,
     /// `failure` says why.
     Failed,
     Cancelled,
@@ -84,11 +125,20 @@ pub enum ReportError {
 impl Report {
     /// One JSON line without its newline: the report with `mac`, HMAC-SHA-256 over the line without it.
     pub fn encode(&self, key: &ReportKey) -> String {
-        let body = serde_json::to_string(self).expect("a report has no map with non-string keys");
+        let mut body = self.body();
+        // Damage is listed as far as the line has room: fewer are a report that says too little, never too much.
+        let mut shorter = self.clone();
+        while body.len() + MAC_BYTES > limits::REPORT_BYTES_MAX && shorter.damaged.pop().is_some() {
+            body = shorter.body();
+        }
         let mac = key.mac(body.as_bytes());
         let line = format!("{},\"mac\":\"{mac}\"}}", &body[..body.len() - 1]);
         debug_assert!(line.len() <= limits::REPORT_BYTES_MAX, "report of {} bytes", line.len());
         line
+    }
+
+    fn body(&self) -> String {
+        serde_json::to_string(self).expect("a report has no map with non-string keys")
     }
 
     /// Reads a line and checks its key. What it says is believed only after attempt, pod and sequence were compared too.
@@ -113,7 +163,23 @@ impl Report {
     pub fn is_final(&self) -> bool {
         self.outcome.is_some() && !self.verification.as_ref().is_some_and(Verification::is_running)
     }
+
+    /// Did it end well?
+    pub fn is_fulfilled(&self) -> bool {
+        match self.outcome {
+            Some(Outcome::Completed { .. } | Outcome::Restored) => true,
+            Some(Outcome::Failed | Outcome::Cancelled) | None => false,
+        }
+    }
+
+    /// A backup's counters; of another task all are zero.
+    pub fn backup(&self) -> Progress {
+        self.counters.backup()
+    }
 }
+
+/// `,"mac":"<64 hex>"`.
+const MAC_BYTES: usize = 8 + 64 + 1;
 
 /// `{…,"mac":"<hex>"}` → (`{…}`, `<hex>`).
 fn split_mac(line: &str) -> Option<(String, &str)> {
@@ -163,7 +229,7 @@ impl From<ReportKey> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{FailureReason, Verdict};
+    use crate::model::{FailureReason, RestoreProgress, Verdict};
 
     fn report() -> Report {
         let time = Timestamp::from_second(1_790_000_000).expect("in range");
@@ -174,14 +240,15 @@ mod tests {
             sequence: 3,
             time,
             phase: Phase::Uploading,
-            progress: Progress {
+            counters: Counters::Backup(Progress {
                 total_blocks: 9,
                 acknowledged_blocks: 4,
                 last_acknowledged_time: Some(time),
                 ..Progress::default()
-            },
+            }),
             requests: Requests::default(),
             plan: None,
+            damaged: vec![],
             failure: Some(Failure::new(FailureReason::UploadFailed, "seen", None, time)),
             outcome: Some(Outcome::Failed),
             verification: None,
@@ -218,6 +285,32 @@ mod tests {
             assert!(line.len() <= limits::REPORT_BYTES_MAX, "{} bytes", line.len());
             assert_eq!(Report::decode(&line, &key), Ok(report));
         }
+    }
+
+    #[test]
+    fn counters_that_do_not_apply_are_absent_and_damage_is_listed_as_far_as_there_is_room() {
+        let key = ReportKey::new([1; 32]);
+        let restored = RestoreProgress { total_blocks: u64::MAX, written_blocks: 7, ..RestoreProgress::default() };
+        let hole = |n: u64| Damaged {
+            offset: u64::MAX - n,
+            object: format!("backupstore/volumes/05/86/{}/blocks/aa/bb/{}.blk", "v".repeat(40), "a".repeat(64)),
+            reason: DamageReason::ChecksumMismatch,
+        };
+        let report = Report {
+            phase: Phase::Restoring,
+            counters: Counters::Restore(restored),
+            damaged: (0..10).map(hole).collect(),
+            ..report()
+        };
+        let line = report.encode(&key);
+        assert!(line.contains("\"restored\":{") && !line.contains("\"progress\""), "{line}");
+        assert_eq!(Report::decode(&line, &key), Ok(report.clone()), "ten fit beside a short failure");
+        let long = Failure::new(FailureReason::BlockDamaged, "\"".repeat(1000), Some("k".repeat(400)), report.time);
+        let line = Report { failure: Some(long), ..report.clone() }.encode(&key);
+        assert!(line.len() <= limits::REPORT_BYTES_MAX, "{} bytes", line.len());
+        let read = Report::decode(&line, &key).expect("our own");
+        assert!((1..10).contains(&read.damaged.len()) && report.damaged.starts_with(&read.damaged), "{read:?}");
+        assert!(!self::report().encode(&key).contains("restored"), "and a backup's line is what it always was");
     }
 
     #[test]

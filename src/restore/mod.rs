@@ -1,256 +1,309 @@
 //! Blocks down: one record of the repository becomes a file or a block device, exactly as it was.
 //!
 //! ```text
-//! record → entries in offset order → GET (bounded) → decode, name, compare → write at its place → fsync
+//! record → walk ─┬─ gap ────────────────────────────────────▶ made zero
+//!                ├─ the target may hold it ─▶ read, compare ─▶ kept, or ▼
+//!                └─ GET (bounded) → decode, name, compare ──▶ written at its place
+//! then: flush → a sample is read back from the disk → Completed
 //! ```
 //!
-//! * `target`    the file or device: opened and checked before anything is fetched, then written at offsets
-//! * `pipeline`  requests at once, compute threads, the first failure
+//! * `job`, `error`  what is asked, what comes of it
+//! * `plan`      the record's head; its blocks are `store::entries`
+//! * `open`, `target`  the file or device: checked before anything is fetched, then read and written at offsets
+//! * `walk`, `fetch`, `compute`  orders, requests, threads; `shared` what they share
+//! * `readback`  the last look
 //!
-//! Nothing half-happens silently: a block that is missing, corrupt or another than its name says ends the restore (or,
-//! if asked to keep going, is listed and the restore ends in an error all the same), and every error says what the
-//! target holds now. The store is only read.
+//! There is one mechanism for resuming, for bringing an earlier state up to date and for repairs, and it trusts nothing
+//! but checksums: `Overwrite::Reuse` reads what the target holds and fetches what differs. No journal can be wrong.
+//!
+//! Nothing half-happens silently: a block that is missing, corrupt or another than its name says is fetched once more,
+//! then ends the restore (or, if asked to keep going, is listed and the restore ends in an error all the same), and
+//! every error says what the target holds now. In the store only a lock is written, so that nothing is deleted
+//! meanwhile.
 
-mod pipeline;
+mod compute;
+mod error;
+mod fetch;
+mod job;
+mod open;
+mod plan;
+mod readback;
+mod shared;
 mod target;
 #[cfg(test)]
 mod tests;
+mod walk;
 
-use std::{path::PathBuf, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::model::{RestorePhase, RestoreProgress};
 use crate::{
-    model::{BlockName, BlockSize, Compression, FailureReason, limits},
+    model::{FailureReason, limits},
     store::{
-        client::Client,
         entries::Entries,
         error::{ErrorKind, StoreError},
-        layout::VolumeLayout,
-        record::{RecordHead, RecordId},
-        survey,
+        guard::{self, Holder, Locked},
     },
 };
+pub use error::{HOLES_LISTED_MAX, Hole, Left, RestoreError};
+pub use job::{Damage, Locking, OnHole, OnPlan, Overwrite, RestoreJob, RestoreSummary};
 
+use open::Checked;
+use plan::Plan;
+use shared::{Failed, Shared, State, Work};
 use target::Target;
 
-/// One restore, as asked for.
-#[derive(Clone)]
-pub struct RestoreJob {
-    pub client: Client,
-    pub record: RecordId,
-    /// A file to make, or a block device.
-    pub target: PathBuf,
-    pub overwrite: Overwrite,
-    pub damage: Damage,
-    /// GETs at once.
-    pub concurrency: u32,
-}
-
-/// What if the target exists? A block device always does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Overwrite {
-    Refuse,
-    Replace,
-}
-
-/// What if a block cannot be restored?
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Damage {
-    /// End at once.
-    Stop,
-    /// Restore what can be, leave zeros for the rest, list it, and end in an error.
-    KeepGoing,
-}
-
-/// Where a restore is. Counters only grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RestoreProgress {
-    pub phase: RestorePhase,
-    /// Blocks the record names.
-    pub total_blocks: u64,
-    /// Blocks that were compared with their names and written.
-    pub written_blocks: u64,
-    pub written_bytes: u64,
-    /// Bytes of objects fetched.
-    pub fetched_bytes: u64,
-    /// Blocks given up; only above zero when asked to keep going.
-    pub failed_blocks: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub enum RestorePhase {
-    #[default]
-    Planning,
-    Writing,
-    Syncing,
-    Ended,
-}
-
-/// What was restored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RestoreSummary {
-    pub volume: String,
-    pub backup: String,
-    pub snapshot_created_at: String,
-    pub volume_bytes: u64,
-    pub blocks: u64,
-    pub fetched_bytes: u64,
-}
-
-/// A block that could not be restored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Hole {
-    pub offset: u64,
-    pub key: String,
-    /// What was seen.
-    pub seen: String,
-}
-
-/// Holes listed by name; further ones are only counted.
-pub const HOLES_LISTED_MAX: usize = 1000;
-
-/// What the target holds after a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    Untouched,
-    Partial { written: u64, total: u64 },
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    #[error("{error}. {left}")]
-    Store { error: StoreError, left: Left },
-    #[error("Record {key}: {seen}")]
-    Record { key: String, seen: String },
-    #[error("Block at offset {}, object {}: {}. {left}", hole.offset, hole.key, hole.seen)]
-    Block { hole: Hole, left: Left },
-    #[error("{count} blocks could not be restored. The target holds zeros in their place and everything else")]
-    Holes { count: u64, first: Vec<Hole> },
-    #[error("{}: {seen}. {left}", path.display())]
-    Target { path: PathBuf, seen: String, left: Left },
-    #[error("The restore was cancelled. {0}")]
-    Cancelled(Left),
-}
-
-impl std::fmt::Display for Left {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Left::Untouched => f.write_str("The target was not touched"),
-            Left::Partial { written, total } => {
-                write!(f, "The target holds {written} of {total} blocks in no particular order: do not use it")
-            }
-        }
-    }
-}
-
-impl RestoreError {
-    /// Documented in docs/cli.md.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            RestoreError::Store { error, .. } => error.reason().exit_code(),
-            RestoreError::Record { .. } | RestoreError::Block { .. } | RestoreError::Holes { .. } => {
-                FailureReason::RecordDamaged.exit_code()
-            }
-            RestoreError::Target { .. } => FailureReason::SourceRefused.exit_code(),
-            RestoreError::Cancelled(_) => FailureReason::Cancelled.exit_code(),
-        }
-    }
-}
-
-/// What the record says, checked.
-struct Plan {
-    record_key: String,
-    layout: VolumeLayout,
-    head: RecordHead,
-    block_size: BlockSize,
-    compression: Compression,
-    volume_bytes: u64,
-    total_blocks: u64,
-}
-
-/// Restores a record. Returns when the target is on stable storage, or with what it holds instead.
+/// Restores a record. Returns well when the target is on stable storage and a sample of it was read back, else with what
+/// it holds instead.
 pub async fn run(
     job: RestoreJob,
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreSummary, RestoreError> {
-    let untouched = |error| RestoreError::Store { error, left: Left::Untouched };
-    let plan = tokio::select! {
-        biased;
-        () = cancel.cancelled() => return Err(RestoreError::Cancelled(Left::Untouched)),
-        plan = read_plan(&job) => plan?,
-    };
-    let entries = Entries::open(job.client.clone(), &plan.record_key, plan.block_size).await.map_err(untouched)?;
-    let target = Target::open(&job.target, plan.volume_bytes, job.overwrite)?;
-    progress.send_modify(|p| {
-        p.total_blocks = plan.total_blocks;
-        p.phase = RestorePhase::Writing;
-    });
-    let summary = RestoreSummary {
-        volume: job.record.volume.to_string(),
-        backup: job.record.backup.to_string(),
-        snapshot_created_at: plan.head.snapshot_created_at.clone(),
-        volume_bytes: plan.volume_bytes,
-        blocks: 0,
-        fetched_bytes: 0,
-    };
-    let ended =
-        pipeline::run(&job, plan, entries, target, pipeline::Outside { progress: progress.clone(), cancel }).await;
-    let last = *progress.borrow();
-    progress.send_modify(|p| p.phase = RestorePhase::Ended);
-    ended?;
-    Ok(RestoreSummary { blocks: last.written_blocks, fetched_bytes: last.fetched_bytes, ..summary })
+    let restore = Restore { job, progress, cancel };
+    let ended = restore.run().await;
+    restore.phase(RestorePhase::Ended);
+    ended
 }
 
-async fn read_plan(job: &RestoreJob) -> Result<Plan, RestoreError> {
-    let layout = VolumeLayout::new(&job.record.volume);
-    let key = layout.backup(&job.record.backup);
-    let refuse = |seen: String| RestoreError::Record { key: key.clone(), seen };
-    let store = |error| RestoreError::Store { error, left: Left::Untouched };
-    let head = survey::read_head(&job.client, &key).await.map_err(store)?;
-    let head = head.ok_or_else(|| refuse("it is not there; `tidemark ls` shows the backups of a target".into()))?;
-    head.check_is(&job.record).map_err(refuse)?;
-    if head.is_in_progress() {
-        return Err(refuse("it marks a backup in progress or one that never ended, and cannot be restored".into()));
-    }
-    let block_size = head.block_size().map_err(refuse)?;
-    let compression = head.compression().map_err(refuse)?;
-    let volume_bytes = match head.volume_bytes() {
-        Some(bytes) => bytes,
-        None => longhorns_size(job, &layout).await?,
-    };
-    if volume_bytes == 0 || block_size.count(volume_bytes) > limits::VOLUME_BLOCKS_MAX {
-        return Err(refuse(format!("a volume of {volume_bytes} bytes cannot be")));
-    }
-    // `Size` is the number of blocks × the block size: good enough to show, not to rely on.
-    let total_blocks = u64::try_from(head.size).unwrap_or(0) / block_size.bytes();
-    Ok(Plan { record_key: key, layout, head, block_size, compression, volume_bytes, total_blocks })
+struct Restore {
+    job: RestoreJob,
+    progress: watch::Sender<RestoreProgress>,
+    cancel: CancellationToken,
 }
 
-/// Longhorn's records do not say how large the volume was; its config does.
-async fn longhorns_size(job: &RestoreJob, layout: &VolumeLayout) -> Result<u64, RestoreError> {
-    let config = survey::read_config(&job.client, layout).await;
-    let config = config.map_err(|error| RestoreError::Store { error, left: Left::Untouched })?;
-    config.and_then(|config| u64::try_from(config.size).ok()).ok_or_else(|| RestoreError::Record {
-        key: layout.config(),
-        seen: "it is not there, and the record does not say how large the volume was".into(),
-    })
+impl Restore {
+    async fn run(&self) -> Result<RestoreSummary, RestoreError> {
+        let plan = self.unless_cancelled(Plan::read(&self.job)).await?;
+        let checked = Checked::check(&self.job, plan.volume_bytes)?;
+        self.progress.send_modify(|p| p.total_blocks = plan.total_blocks);
+        if let Some(told) = &self.job.on_plan {
+            told(plan.facts());
+        }
+        let locked = self.lock(&plan).await?;
+        let ended = self.under_lock(plan, checked, locked.as_ref()).await;
+        if let Some(locked) = locked {
+            // What stays behind ends by itself; a store that has gone silent must not keep the news back.
+            let _ = timeout(limits::ORDERLY_END, locked.release()).await;
+        }
+        ended
+    }
+
+    fn phase(&self, phase: RestorePhase) {
+        self.progress.send_modify(|p| p.phase = phase);
+    }
+
+    async fn unless_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, RestoreError>>,
+    ) -> Result<T, RestoreError> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(RestoreError::Cancelled(Left::Untouched)),
+            done = work => done,
+        }
+    }
+
+    async fn lock(&self, plan: &Plan) -> Result<Option<Locked>, RestoreError> {
+        let Locking::Shared { attempt, timing } = &self.job.locking else { return Ok(None) };
+        let holder = Holder {
+            layout: plan.layout.clone(),
+            volume: self.job.record.volume.clone(),
+            backup_uid: String::new(),
+            attempt: attempt.clone(),
+            timing: *timing,
+        };
+        let client = &self.job.client;
+        let locked = self.unless_cancelled(async {
+            let locked = guard::lock(client, holder.clone()).await;
+            locked.map_err(|error| RestoreError::Store { error: explain_refusal(error), left: Left::Untouched })
+        });
+        let locked = locked.await;
+        if matches!(locked, Err(RestoreError::Cancelled(_))) {
+            let _ = timeout(limits::ORDERLY_END, guard::abandon(client, &holder)).await;
+        }
+        locked.map(Some)
+    }
+
+    async fn under_lock(
+        &self,
+        plan: Plan,
+        checked: Checked,
+        lock: Option<&Locked>,
+    ) -> Result<RestoreSummary, RestoreError> {
+        let untouched = |error| RestoreError::Store { error, left: Left::Untouched };
+        let entries = Entries::open(self.job.client.clone(), &plan.record_key, plan.block_size);
+        let entries = self.unless_cancelled(async { entries.await.map_err(untouched) }).await?;
+        let target = checked.take()?;
+        self.phase(RestorePhase::Writing);
+        let snapshot_created_at = plan.head.snapshot_created_at.clone();
+        let volume_bytes = plan.volume_bytes;
+        let shared = Arc::new(self.share(plan, target));
+        self.write(&shared, entries, lock).await?;
+        self.finish(&shared).await?;
+        let last = *self.progress.borrow();
+        let state = &mut *shared.state();
+        if state.holes_count > 0 {
+            state.holes.sort_by_key(|hole| hole.offset);
+            return Err(RestoreError::Holes { count: state.holes_count, first: std::mem::take(&mut state.holes) });
+        }
+        Ok(RestoreSummary {
+            volume: self.job.record.volume.to_string(),
+            backup: self.job.record.backup.to_string(),
+            snapshot_created_at,
+            volume_bytes,
+            blocks: last.restored_blocks(),
+            reused_blocks: last.reused_blocks,
+            fetched_bytes: last.fetched_bytes,
+            read_back_blocks: last.read_back_blocks,
+        })
+    }
+
+    fn share(&self, plan: Plan, target: Target) -> Shared {
+        Shared {
+            plan,
+            target,
+            damage: self.job.damage,
+            on_hole: self.job.on_hole.clone(),
+            progress: self.progress.clone(),
+            stop: CancellationToken::new(),
+            work: Work::default(),
+            state: std::sync::Mutex::new(State::default()),
+        }
+    }
+
+    /// Until every block was counted, restored or lost.
+    async fn write(&self, shared: &Arc<Shared>, entries: Entries, lock: Option<&Locked>) -> Result<(), RestoreError> {
+        let (threads, batch) = compute::threads_and_batch(limits::buffers(shared.plan.block_size));
+        let mut compute = JoinSet::new();
+        for thread in 0..threads {
+            let shared = Arc::clone(shared);
+            compute.spawn_blocking(move || compute::run(&shared, thread, batch));
+        }
+        let (send, orders) = mpsc::unbounded_channel();
+        let walk = tokio::spawn(walk::Walker::new(Arc::clone(shared), send).walk(entries));
+        let fetcher = fetch::Fetcher::new(self.job.client.clone(), Arc::clone(shared), orders, &self.job.limits);
+        let fetching = fetcher.fetch(lock);
+        tokio::pin!(fetching);
+        let ended = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {
+                shared.fail(Failed::Cancelled);
+                fetching.await
+            }
+            ended = &mut fetching => ended,
+        };
+        shared.work.close();
+        if ended == fetch::Ended::Done {
+            join(shared, &mut compute).await;
+        }
+        let ordered = walk.await.unwrap_or_else(|panic| {
+            compute::panicked(shared, &panic);
+            0
+        });
+        self.check_all_counted(shared, ordered)
+    }
+
+    /// The counters are the proof, so they must add up: nothing that was ordered may be neither restored nor lost.
+    fn check_all_counted(&self, shared: &Shared, ordered: u64) -> Result<(), RestoreError> {
+        if let Some(failure) = shared.state().failure.take() {
+            return Err(shared.explain(failure));
+        }
+        let p = *self.progress.borrow();
+        let counted = p.restored_blocks() + p.failed_blocks;
+        if counted != ordered {
+            return Err(shared.explain(Failed::Bug(format!("{ordered} blocks were ordered, {counted} were counted"))));
+        }
+        let said = shared.plan.total_blocks;
+        if ordered < said && self.job.damage == Damage::Stop {
+            let seen = format!("it names {ordered} blocks, its Size says {said}: some of the volume would be missing");
+            let error = StoreError::new(ErrorKind::Damaged, "GET", &shared.plan.record_key, seen);
+            return Err(shared.explain(Failed::Store(error)));
+        }
+        if ordered != said {
+            tracing::warn!(said, named = ordered, "Record's Size and its blocks do not agree");
+        }
+        self.progress.send_modify(|p| p.total_blocks = ordered);
+        Ok(())
+    }
+
+    /// Stable storage, then the last look.
+    async fn finish(&self, shared: &Arc<Shared>) -> Result<(), RestoreError> {
+        self.phase(RestorePhase::Syncing);
+        let synced = self.blocking(shared, |shared| {
+            shared.target.finish().map_err(|error| {
+                Failed::Target(FailureReason::TargetWriteFailed, format!("flushing it to the disk: {error}"))
+            })
+        });
+        synced.await?;
+        self.phase(RestorePhase::ReadingBack);
+        self.blocking(shared, readback::read_back).await
+    }
+
+    /// Work on the target that may take long, but not for ever.
+    async fn blocking(
+        &self,
+        shared: &Arc<Shared>,
+        work: impl FnOnce(&Shared) -> Result<(), Failed> + Send + 'static,
+    ) -> Result<(), RestoreError> {
+        let its = Arc::clone(shared);
+        let done = tokio::task::spawn_blocking(move || work(&its));
+        let ended = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => {
+                shared.stop.cancel();
+                Err(Failed::Cancelled)
+            }
+            ended = timeout(limits::TARGET_DEADLINE, done) => match ended {
+                Ok(Ok(ended)) => ended,
+                Ok(Err(panic)) => Err(Failed::Bug(format!("the last look ended: {panic}"))),
+                Err(_) => {
+                    let seen = format!("flushing or reading it back has taken {} s", limits::TARGET_DEADLINE.as_secs());
+                    Err(Failed::Target(FailureReason::TargetStalled, seen))
+                }
+            },
+        };
+        ended.map_err(|failure| shared.explain(failure))
+    }
+}
+
+/// Waits for the threads, but not for one that is stuck, and after a failure not for long: law 5.
+async fn join(shared: &Shared, threads: &mut JoinSet<()>) {
+    let mut waited = Duration::ZERO;
+    loop {
+        match timeout(limits::ORDERLY_END, threads.join_next()).await {
+            Ok(None) => return,
+            Ok(Some(ended)) => ended.unwrap_or_else(|panic| compute::panicked(shared, &panic)),
+            Err(_) if shared.stop.is_cancelled() || compute::stalled(shared) => {
+                tracing::warn!(?waited, "A thread still writes to the target");
+                return;
+            }
+            Err(_) => waited += limits::ORDERLY_END,
+        }
+    }
+}
+
+/// A lock that may not be written has its own cure.
+fn explain_refusal(error: StoreError) -> StoreError {
+    match error.kind {
+        ErrorKind::Refused(FailureReason::AccessDenied) => StoreError {
+            seen: format!(
+                "{}. The lock keeps blocks from being deleted while they are restored: allow these credentials to write \
+                 and delete below locks/, or restore without it (--no-lock) if nothing deletes backups meanwhile",
+                error.seen
+            ),
+            ..error
+        },
+        _ => error,
+    }
 }
 
 /// How long a restore waits for the store before it gives up, if nobody says otherwise.
 pub const STALL: Duration = limits::STALL_DEFAULT;
-
-/// The name of a block of zeros, which needs no request.
-fn zero_name(size: BlockSize) -> BlockName {
-    BlockName::of(&vec![0; size.len()])
-}
-
-/// Is this the object's own fault, so that other blocks may still be restored?
-fn is_damage(error: &StoreError) -> bool {
-    error.kind == ErrorKind::Damaged
-}

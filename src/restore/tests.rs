@@ -7,10 +7,16 @@ use std::{
 };
 
 use super::*;
-use crate::store::{
-    codec,
-    directory::Directory,
-    record::{BlockEntry, PARAMETER_BLOCK_SIZE, VolumeConfig, label, rfc3339},
+use crate::{
+    model::{AttemptId, BlockName, BlockSize, Compression},
+    store::{
+        client::Client,
+        codec,
+        directory::Directory,
+        guard::Timing,
+        layout::VolumeLayout,
+        record::{BlockEntry, PARAMETER_BLOCK_SIZE, RecordHead, RecordId, VolumeConfig, label, rfc3339},
+    },
 };
 
 const BLOCK: usize = BlockSize::Mi2.len();
@@ -93,8 +99,10 @@ impl World {
     fn job(&self, damage: Damage) -> RestoreJob {
         let objects = Directory::open(self.folder.path()).expect("a folder");
         let client = Client::new(Arc::new(objects), Duration::from_secs(20), Duration::from_secs(60));
-        let target = self.out();
-        RestoreJob { client, record: id(), target, overwrite: Overwrite::Refuse, damage, concurrency: 4 }
+        let attempt = AttemptId::new(1, [7; 10]);
+        let timing = Timing { settle: Duration::from_millis(5), ..Timing::default() };
+        let locking = Locking::Shared { attempt: attempt.clone(), timing };
+        RestoreJob { damage, locking, ..RestoreJob::new(client, id(), self.out(), attempt) }
     }
 
     /// The outcome and the last progress.
@@ -188,7 +196,7 @@ async fn keeping_going_restores_the_rest_lists_the_holes_and_still_fails() {
         let Err(RestoreError::Holes { count: 1, first }) = outcome else { panic!("{what}: {outcome:?}") };
         assert_eq!((first[0].offset, &first[0].key), (4_194_304, &key), "{what}");
         assert!(first[0].seen.contains(words), "{what}: {first:?}");
-        assert_eq!((progress.written_blocks, progress.failed_blocks), (4, 1), "{what}");
+        assert_eq!((progress.restored_blocks(), progress.failed_blocks), (4, 1), "{what}");
         let mut expected = world.volume.clone();
         expected[2 * BLOCK..3 * BLOCK].fill(0);
         assert!(read(&world.out()) == expected, "{what}");
@@ -227,6 +235,30 @@ async fn a_block_outside_the_volume_is_refused() {
     world.write_record(&head);
     let error = world.restore(Damage::KeepGoing).await.0.expect_err("outside").to_string();
     assert!(error.contains("outside the volume of"), "{error}");
+}
+
+#[tokio::test]
+async fn law_4_a_record_that_names_fewer_blocks_than_its_size_says_is_not_complete() {
+    let mut world = World::new(Compression::Lz4, true);
+    let key = world.path(&world.layout.backup(&id().backup));
+    let head: RecordHead = serde_json::from_slice(&read(&key)).expect("our own");
+    world.entries.remove(2);
+    world.write_record(&head);
+    let error = world.restore(Damage::Stop).await.0.expect_err("a block is missing").to_string();
+    assert!(error.contains("names 4 blocks, its Size says 5"), "{error}");
+    std::fs::remove_file(world.out()).expect("removed");
+    world.restore(Damage::KeepGoing).await.0.expect("what it names is restored when told to");
+}
+
+#[tokio::test]
+async fn law_4_a_block_that_goes_on_behind_the_volumes_end_is_damage() {
+    let world = World::new(Compression::Lz4, true);
+    let key = world.path(&world.layout.backup(&id().backup));
+    let bytes = world.volume.len();
+    let shorter = String::from_utf8(read(&key)).expect("JSON").replace(&bytes.to_string(), &(bytes - 1).to_string());
+    std::fs::write(&key, shorter).expect("written");
+    let error = world.restore(Damage::Stop).await.0.expect_err("a byte would be lost").to_string();
+    assert!(error.contains("goes on behind the volume's end"), "{error}");
 }
 
 #[tokio::test]

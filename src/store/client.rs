@@ -12,15 +12,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
+    buffers::Pool,
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
     retry::{self, Decision, Tried},
     stall::StallClock,
 };
-use crate::model::{FailureReason, Requests, limits};
+use crate::model::{FailureReason, Requests, limits, progress::FailedRequests};
 
 /// Shared by everything that talks to one store for one attempt.
 #[derive(Clone)]
@@ -38,13 +40,55 @@ struct Shared {
 
 #[derive(Default)]
 struct Counts {
+    ended: ByKind,
+    failed: ByKind,
+    retried: AtomicU64,
+    throttled: AtomicU64,
+}
+
+#[derive(Default)]
+struct ByKind {
     put: AtomicU64,
     head: AtomicU64,
     get: AtomicU64,
     list: AtomicU64,
     delete: AtomicU64,
-    retried: AtomicU64,
-    throttled: AtomicU64,
+}
+
+impl ByKind {
+    fn add(&self, action: &str) {
+        let counter = match action {
+            "PUT" => &self.put,
+            "HEAD" => &self.head,
+            "GET" => &self.get,
+            "LIST" => &self.list,
+            _ => &self.delete,
+        };
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A request under way. It is counted when it ends, as failed unless it was answered: one that is given up is dropped.
+struct Sent<'a> {
+    counts: &'a Counts,
+    action: &'static str,
+    is_answered: bool,
+}
+
+impl Sent<'_> {
+    fn ended<T>(mut self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.is_answered = answer.is_ok();
+        answer
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        self.counts.ended.add(self.action);
+        if !self.is_answered {
+            self.counts.failed.add(self.action);
+        }
+    }
 }
 
 /// A request that can be sent again.
@@ -68,18 +112,26 @@ impl Client {
         Self { objects, shared: Arc::new(shared) }
     }
 
-    /// Requests sent so far.
+    /// Requests that ended so far. Failures are read first: there are never more of them than requests.
     pub fn requests(&self) -> Requests {
-        let counts = &self.shared.counts;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counts { ended, failed, retried, throttled } = &self.shared.counts;
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        let failed = FailedRequests {
+            put: read(&failed.put),
+            head: read(&failed.head),
+            get: read(&failed.get),
+            list: read(&failed.list),
+            delete: read(&failed.delete),
+        };
         Requests {
-            put: read(&counts.put),
-            head: read(&counts.head),
-            get: read(&counts.get),
-            list: read(&counts.list),
-            delete: read(&counts.delete),
-            retried: read(&counts.retried),
-            throttled: read(&counts.throttled),
+            put: read(&ended.put),
+            head: read(&ended.head),
+            get: read(&ended.get),
+            list: read(&ended.list),
+            delete: read(&ended.delete),
+            retried: read(retried),
+            throttled: read(throttled),
+            failed,
         }
     }
 
@@ -104,6 +156,12 @@ impl Client {
     pub async fn get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
         let request = Request { action: "GET", key, len: range.len.unwrap_or(limits::SMALL_OBJECT_BYTES_MAX) };
         self.call(request, || self.objects.get(key, range)).await
+    }
+
+    /// The same into a buffer of the pool, if one is free.
+    pub async fn get_into(&self, key: &str, range: Range, pool: &Pool) -> Result<Option<Fetched>, StoreError> {
+        let request = Request { action: "GET", key, len: range.len.unwrap_or(range.bytes_max) };
+        self.call(request, || self.objects.get_into(key, range, pool)).await
     }
 
     pub async fn head(&self, key: &str) -> Result<Option<Meta>, StoreError> {
@@ -154,23 +212,60 @@ impl Client {
         self.call(Request { action: "LIST", key: prefix, len: 0 }, || self.objects.folders(prefix)).await
     }
 
+    /// Removes these keys; the first that stays is the error.
     pub async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
-        for batch in keys.chunks(limits::LIST_PAGE as usize) {
-            let key = batch.first().map_or("", String::as_str);
-            self.call(Request { action: "DELETE", key, len: 0 }, || self.objects.delete(batch)).await?;
+        match self.delete_each(keys).await?.into_iter().next() {
+            None => Ok(()),
+            Some(stays) => Err(stays),
         }
-        Ok(())
+    }
+
+    /// The same, told key by key: one that stays does not hold up the others. An error is about all of them.
+    pub async fn delete_each(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
+        let keys_max = self.objects.delete_keys_max().max(1);
+        let at_once = if keys_max == 1 { limits::DELETE_CONCURRENCY } else { 1 };
+        let batches: Vec<Vec<String>> = keys.chunks(keys_max).map(<[String]>::to_vec).collect();
+        let mut answers = stream::iter(batches).map(|batch| self.delete_batch(batch)).buffered(at_once);
+        let mut stay = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(some) => stay.extend(some),
+                // A store that refuses one key of many is asked for the others; one that refuses all of them refuses us.
+                Err(error) if keys_max == 1 && matches!(error.kind, ErrorKind::Refused(_)) => stay.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match keys_max == 1 && stay.len() == keys.len() {
+            true => stay.into_iter().next().map_or(Ok(Vec::new()), Err),
+            false => Ok(stay),
+        }
+    }
+
+    /// One batch; keys that stay for a passing reason are sent again a few times.
+    async fn delete_batch(&self, mut rest: Vec<String>) -> Result<Vec<StoreError>, StoreError> {
+        let mut stay = Vec::new();
+        for tried in 0.. {
+            let key = rest.first().map_or("", String::as_str);
+            let failed = self.call(Request { action: "DELETE", key, len: 0 }, || self.objects.delete(&rest)).await?;
+            let is_passing = |e: &StoreError| matches!(e.kind, ErrorKind::Unavailable | ErrorKind::Throttled);
+            let (again, for_good): (Vec<_>, Vec<_>) = failed.into_iter().partition(is_passing);
+            stay.extend(for_good);
+            if again.is_empty() || tried == limits::DELETE_RETRIES {
+                stay.extend(again);
+                break;
+            }
+            self.shared.counts.retried.fetch_add(1, Ordering::Relaxed);
+            rest = again.into_iter().map(|e| e.key).collect();
+            sleep(limits::RETRY_BACKOFF_MIN * (5 << tried)).await;
+        }
+        Ok(stay)
     }
 
     /// One PUT without retries and without touching the stall clock: the lock's refresher has a clock of its own.
     pub async fn put_within(&self, key: &str, body: Body, deadline: Duration) -> Result<Stored, StoreError> {
-        self.count("PUT");
-        match timeout(deadline, self.objects.put(key, body, PutCondition::Always)).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                Err(StoreError::new(ErrorKind::Unavailable, "PUT", key, format!("no answer within {deadline:?}")))
-            }
-        }
+        let sent = self.begin("PUT");
+        let answer = timeout(deadline, self.objects.put(key, body, PutCondition::Always)).await;
+        sent.ended(answer.unwrap_or_else(|_| Err(no_answer("PUT", key, deadline))))
     }
 
     async fn call<'a, T>(&'a self, request: Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
@@ -189,7 +284,7 @@ impl Client {
                     format!("the store acknowledged nothing for {after:?} while this request was outstanding"),
                 )
             }
-            Err(_) => (ErrorKind::Deadline, "the deadline of this backup passed".to_owned()),
+            Err(_) => (ErrorKind::Deadline, "the deadline of this attempt passed".to_owned()),
         };
         Err(StoreError::new(kind, request.action, request.key, seen))
     }
@@ -242,29 +337,20 @@ impl Client {
         request: &Request<'a>,
         send: impl Fn() -> Answer<'a, T>,
     ) -> Result<T, StoreError> {
-        self.count(request.action);
+        let sent = self.begin(request.action);
         let for_bytes = Duration::from_secs(request.len / limits::WIRE_BYTES_PER_SECOND_MIN);
         let deadline = limits::REQUEST_DEADLINE_MIN.max(for_bytes);
-        match timeout(deadline, send()).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let seen = format!("no answer within {deadline:?}");
-                Err(StoreError::new(ErrorKind::Unavailable, request.action, request.key, seen))
-            }
-        }
+        let answer = timeout(deadline, send()).await;
+        sent.ended(answer.unwrap_or_else(|_| Err(no_answer(request.action, request.key, deadline))))
     }
 
-    fn count(&self, action: &str) {
-        let counts = &self.shared.counts;
-        let counter = match action {
-            "PUT" => &counts.put,
-            "HEAD" => &counts.head,
-            "GET" => &counts.get,
-            "LIST" => &counts.list,
-            _ => &counts.delete,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+    fn begin(&self, action: &'static str) -> Sent<'_> {
+        Sent { counts: &self.shared.counts, action, is_answered: false }
     }
+}
+
+fn no_answer(action: &'static str, key: &str, deadline: Duration) -> StoreError {
+    StoreError::new(ErrorKind::Unavailable, action, key, format!("no answer within {deadline:?}"))
 }
 
 fn jitter() -> f64 {

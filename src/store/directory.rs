@@ -16,6 +16,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
+    buffers::Pool,
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
 };
@@ -83,7 +84,7 @@ impl Directory {
         Ok(Some(Stored { etag: Some(etag(&fs::metadata(path)?)) }))
     }
 
-    fn get_file(&self, key: &str, range: Range) -> io::Result<Option<Fetched>> {
+    fn get_file(&self, key: &str, range: Range, pool: Option<&Pool>) -> io::Result<Option<Fetched>> {
         let mut file = match File::open(self.path(key)) {
             Ok(file) => file,
             Err(error) if is_absent(&error) => return Ok(None),
@@ -97,10 +98,20 @@ impl Directory {
                 format!("it is {len} bytes, at most {} are read", range.bytes_max),
             ));
         }
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
         file.seek(SeekFrom::Start(range.offset))?;
-        file.read_exact(&mut bytes)?;
-        Ok(Some(Fetched { bytes: Bytes::from(bytes), meta: to_meta(&meta) }))
+        let bytes = match pool.and_then(|pool| pool.try_take_for(len)) {
+            Some(mut buffer) => {
+                file.read_exact(&mut buffer.bytes_mut()[..len])?;
+                buffer.into_bytes(len)
+            }
+            None => {
+                let mut bytes = vec![0; len];
+                file.read_exact(&mut bytes)?;
+                Bytes::from(bytes)
+            }
+        };
+        Ok(Some(Fetched { bytes, meta: to_meta(&meta) }))
     }
 
     /// The next keys after `after` below `prefix`, in byte order, without reading folders that lie wholly before it.
@@ -132,15 +143,17 @@ impl Directory {
         Ok(folders)
     }
 
-    fn delete_files(&self, keys: &[String]) -> io::Result<()> {
+    /// Those that stay, each with its reason.
+    fn delete_files(&self, keys: &[String]) -> Vec<StoreError> {
+        let mut stay = Vec::new();
         for key in keys {
             let path = self.path(key);
             match fs::remove_file(&path) {
-                Err(error) if !is_absent(&error) => return Err(error),
+                Err(error) if !is_absent(&error) => stay.push(classify("DELETE", key, &error)),
                 _ => self.prune(&path),
             }
         }
-        Ok(())
+        stay
     }
 
     /// Removes empty parents up to `backupstore`, as Longhorn does; a folder that is not empty ends it.
@@ -238,7 +251,12 @@ impl Objects for Directory {
 
     fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>> {
         let owned = key.to_owned();
-        Box::pin(self.run("GET", key, move |d| d.get_file(&owned, range)))
+        Box::pin(self.run("GET", key, move |d| d.get_file(&owned, range, None)))
+    }
+
+    fn get_into<'a>(&'a self, key: &'a str, range: Range, pool: &'a Pool) -> Answer<'a, Option<Fetched>> {
+        let (owned, pool) = (key.to_owned(), pool.clone());
+        Box::pin(self.run("GET", key, move |d| d.get_file(&owned, range, Some(&pool))))
     }
 
     fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>> {
@@ -260,10 +278,10 @@ impl Objects for Directory {
         Box::pin(self.run("LIST", prefix, move |d| d.folders_below(&owned)))
     }
 
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         let owned = keys.to_vec();
         let key = keys.first().map_or("", String::as_str);
-        Box::pin(self.run("DELETE", key, move |d| d.delete_files(&owned)))
+        Box::pin(self.run("DELETE", key, move |d| Ok(d.delete_files(&owned))))
     }
 }
 

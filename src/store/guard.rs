@@ -2,30 +2,25 @@
 //! collector away from the volume's blocks. Receipts are made here and nowhere else.
 //!
 //! ```text
-//! lock PUT (not acquired) → 2 s → LIST locks, GET each → lock PUT (acquired), refreshed from now on
-//!   → attempt.json → marker PUT (once) → marker HEAD: its identity          the guard stands
+//! lock held (`hold`) → attempt.json → marker PUT (once) → marker HEAD: its identity          the guard stands
 //! lost: lease ended · marker changed or gone · a deletion acquired          never repaired within an attempt
 //! ```
 //!
 //! (store-protocol P1 and P2.) From the marker's acknowledgement on, a collector that honours Longhorn's rules deletes no
 //! block: it stops at any config in progress.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
 
 use super::{
     client::Client,
     error::{ErrorKind, StoreError},
+    hold::{self, Held, Wanted},
     layout::VolumeLayout,
-    lease::{Lease, boottime},
     ledger::Receipt,
-    lock::{self, Judgement, LockBody, OtherLock, TYPE_BACKUP},
-    objects::{Body, Meta, PutCondition, Range},
+    lock::{self, Judgement, TYPE_BACKUP},
+    objects::{Body, Meta, PutCondition},
     record::{RecordHead, label},
 };
 use crate::model::{AttemptId, BackupName, BlockName, Compression, limits};
@@ -62,11 +57,8 @@ pub struct Holder {
 
 /// The lock is ours; nothing may be sent yet.
 pub struct Locked {
-    client: Client,
     holder: Holder,
-    lease: Arc<Lease>,
-    refresher: Refresher,
-    is_suspect: bool,
+    held: Held,
 }
 
 /// The lock is ours and the marker stands.
@@ -76,123 +68,22 @@ pub struct Guard {
     marker: Meta,
 }
 
-/// Ends with its task when dropped.
-struct Refresher {
-    task: tokio::task::JoinHandle<()>,
-    lost: watch::Receiver<Option<StoreError>>,
-}
-
-impl Drop for Refresher {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// P1.1 to P1.3: takes the volume's lock, or says who holds it.
 pub async fn lock(client: &Client, holder: Holder) -> Result<Locked, StoreError> {
-    let key = holder.layout.lock(&holder.attempt);
-    put_lock(client, &holder, Acquired::No).await?;
-    let replied = Instant::now();
-    sleep(holder.timing.settle).await;
-    let judgement = judge_locks(client, &holder, replied).await;
-    let is_suspect = match judgement {
-        Ok(Judgement::Free) => false,
-        Ok(Judgement::Suspect) => true,
-        Ok(Judgement::Held { key: other, why }) => {
-            release_lock(client, &key).await;
-            return Err(StoreError::new(ErrorKind::LockHeld, "LOCK", other, why));
-        }
-        Err(error) => {
-            release_lock(client, &key).await;
-            return Err(error);
-        }
+    let wanted = Wanted {
+        folder: holder.layout.locks(),
+        name: format!("lock-{}", holder.attempt.short()),
+        kind: TYPE_BACKUP,
+        timing: holder.timing,
+        judge: lock::judge,
     };
-    let sent = boottime();
-    put_lock(client, &holder, Acquired::Yes).await?;
-    let lease = Arc::new(Lease::new(holder.timing.lease, sent));
-    let refresher = refresh(client.clone(), holder.clone(), Arc::clone(&lease));
-    Ok(Locked { client: client.clone(), holder, lease, refresher, is_suspect })
+    let held = hold::hold(client, wanted).await?;
+    Ok(Locked { holder, held })
 }
 
-#[derive(Clone, Copy)]
-enum Acquired {
-    No,
-    Yes,
-}
-
-fn lock_body(holder: &Holder, acquired: Acquired) -> Bytes {
-    let name = format!("lock-{}", holder.attempt.short());
-    let body = LockBody { name, kind: TYPE_BACKUP, acquired: matches!(acquired, Acquired::Yes) };
-    Bytes::from(body.encode())
-}
-
-async fn put_lock(client: &Client, holder: &Holder, acquired: Acquired) -> Result<(), StoreError> {
-    let key = holder.layout.lock(&holder.attempt);
-    client.put(&key, Body::Bytes(lock_body(holder, acquired)), PutCondition::Always).await.map(|_| ())
-}
-
-/// Best effort: a lock that stays behind ends by itself after 150 s.
-async fn release_lock(client: &Client, key: &str) {
-    if let Err(error) = client.delete(&[key.to_owned()]).await {
-        tracing::warn!(%error, "Lock stays behind until it expires");
-    }
-}
-
-async fn judge_locks(client: &Client, holder: &Holder, replied: Instant) -> Result<Judgement, StoreError> {
-    let prefix = holder.layout.locks();
-    let own = holder.layout.lock(&holder.attempt);
-    let entries = client.list(&prefix).await?;
-    let own_modified = entries.iter().find(|e| e.key == own).and_then(|e| e.meta.modified);
-    let Some(own_modified) = own_modified else {
-        let seen = "our own lock, acknowledged before, is not listed: the listing cannot be trusted";
-        return Err(StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen));
-    };
-    let server_now = lock::server_now(own_modified, replied.elapsed());
-    let mut others = Vec::new();
-    for entry in entries.into_iter().filter(|e| e.key != own && e.key.ends_with(".lck")) {
-        let read = client.get(&entry.key, Range::whole(limits::SMALL_OBJECT_BYTES_MAX)).await;
-        let body = match read {
-            // Released between the listing and now.
-            Ok(None) => continue,
-            Ok(Some(fetched)) => serde_json::from_slice(&fetched.bytes).ok(),
-            Err(_) => None,
-        };
-        others.push(OtherLock { key: entry.key, body, modified: entry.meta.modified });
-    }
-    Ok(lock::judge(&others, server_now))
-}
-
-fn refresh(client: Client, holder: Holder, lease: Arc<Lease>) -> Refresher {
-    let (tell, lost) = watch::channel(None);
-    let task = tokio::spawn(async move {
-        let key = holder.layout.lock(&holder.attempt);
-        let mut wait = holder.timing.refresh;
-        loop {
-            sleep(wait.min(lease.left(boottime()))).await;
-            let sent = boottime();
-            let put =
-                client.put_within(&key, Body::Bytes(lock_body(&holder, Acquired::Yes)), limits::LOCK_REFRESH_DEADLINE);
-            let answer = put.await;
-            // A lapse is never repaired: others may have acted on it, whatever this PUT did.
-            let is_lapsed = lease.left(boottime()).is_zero();
-            let seen = match answer {
-                Ok(_) if !is_lapsed => {
-                    lease.renew(sent);
-                    wait = holder.timing.refresh;
-                    continue;
-                }
-                Ok(_) => "it was acknowledged too late".to_owned(),
-                Err(error) => error.seen,
-            };
-            wait = Duration::from_secs(1);
-            if is_lapsed {
-                let seen = format!("the lock could not be refreshed in time ({seen}) and its lease has ended");
-                tell.send_replace(Some(StoreError::new(ErrorKind::GuardLost, "PUT", &key, seen)));
-                return;
-            }
-        }
-    });
-    Refresher { task, lost }
+/// Takes away what a `lock` that was given up half-way may have left.
+pub async fn abandon(client: &Client, holder: &Holder) {
+    hold::remove(client, &holder.layout.lock(&holder.attempt)).await;
 }
 
 impl Locked {
@@ -219,7 +110,7 @@ impl Locked {
     ) -> Result<Meta, StoreError> {
         let holder = &self.holder;
         let attempt_key = holder.layout.attempt(&holder.backup_uid, &holder.attempt);
-        self.client.create(&attempt_key, attempt_json).await?;
+        self.held.client().create(&attempt_key, attempt_json).await?;
         let labels = [
             (label::MARKER, "true"),
             (label::BACKUP_UID, holder.backup_uid.as_str()),
@@ -232,31 +123,25 @@ impl Locked {
             compression_method: compression.as_str().into(),
             ..RecordHead::default()
         };
-        self.client.create(key, Bytes::from(head.encode_marker())).await?;
+        self.held.client().create(key, Bytes::from(head.encode_marker())).await?;
         self.check_lease()?;
         let seen = "it was acknowledged and is not there";
-        self.client.head(key).await?.ok_or_else(|| StoreError::new(ErrorKind::GuardLost, "HEAD", key, seen))
+        self.held.client().head(key).await?.ok_or_else(|| StoreError::new(ErrorKind::GuardLost, "HEAD", key, seen))
     }
 
     /// P2.3: the lease holds and the refresher has not given up.
     pub fn check_lease(&self) -> Result<(), StoreError> {
-        if let Some(error) = self.refresher.lost.borrow().clone() {
-            return Err(error);
-        }
-        if self.lease.left(boottime()).is_zero() {
-            let seen = "its lease ended before it could be refreshed: this process was stopped or starved";
-            let key = self.holder.layout.lock(&self.holder.attempt);
-            return Err(StoreError::new(ErrorKind::GuardLost, "LOCK", key, seen));
-        }
-        Ok(())
+        self.held.check_lease()
+    }
+
+    /// Ends when the lock is lost.
+    pub async fn lost(&self) -> StoreError {
+        self.held.lost().await
     }
 
     /// Gives the lock back; the marker, if any, stays and protects what the journal names.
     pub async fn release(self) {
-        let key = self.holder.layout.lock(&self.holder.attempt);
-        let client = self.client.clone();
-        drop(self);
-        release_lock(&client, &key).await;
+        self.held.release().await;
     }
 }
 
@@ -266,12 +151,12 @@ impl Guard {
     }
 
     pub fn client(&self) -> &Client {
-        &self.locked.client
+        self.locked.held.client()
     }
 
     /// A deleter died before us: blocks may be missing that a listing showed.
     pub fn is_suspect(&self) -> bool {
-        self.locked.is_suspect
+        *self.locked.held.judgement() == Judgement::Suspect
     }
 
     pub fn check_lease(&self) -> Result<(), StoreError> {
@@ -279,7 +164,7 @@ impl Guard {
     }
 
     pub fn lease_left(&self) -> Duration {
-        self.locked.lease.left(boottime())
+        self.locked.held.lease_left()
     }
 
     pub fn lease_to_seal(&self) -> Duration {
@@ -288,9 +173,7 @@ impl Guard {
 
     /// Ends when the guard is lost.
     pub async fn lost(&self) -> StoreError {
-        let mut lost = self.locked.refresher.lost.clone();
-        let seen = lost.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
-        seen.unwrap_or_else(|| StoreError::new(ErrorKind::GuardLost, "LOCK", "", "the refresher ended"))
+        self.locked.lost().await
     }
 
     /// P2.1: sends a block. The receipt exists only after a 2xx, and only while the lease holds.
@@ -305,14 +188,7 @@ impl Guard {
 
     /// P3.2: our lock fresh, no deletion acquired, our marker the very object we wrote.
     pub async fn check_whole(&self) -> Result<(), StoreError> {
-        let holder = self.holder();
-        let sent = boottime();
-        put_lock(self.client(), holder, Acquired::Yes).await?;
-        self.locked.lease.renew(sent);
-        match judge_locks(self.client(), holder, Instant::now()).await? {
-            Judgement::Free | Judgement::Suspect => {}
-            Judgement::Held { key, why } => return Err(StoreError::new(ErrorKind::GuardLost, "LOCK", key, why)),
-        }
+        self.locked.held.check_whole().await?;
         self.check_marker().await?;
         self.check_lease()
     }

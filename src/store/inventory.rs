@@ -100,7 +100,7 @@ impl Inventory {
     }
 
     pub fn find(&self, name: &BlockName) -> Result<Option<ListedBlock>, StoreError> {
-        let found = self.blocks.locate(name).map_err(scratch_failed)?;
+        let found = self.blocks.search(name).map_err(scratch_failed)?;
         Ok(found.map(|(index, placed)| listed(u32::try_from(index).unwrap_or(u32::MAX), placed)))
     }
 

@@ -20,8 +20,11 @@ use super::{
     layout::VolumeLayout,
     objects::Range,
     scratch::Placed,
+    tombstone::Tombstones,
 };
-use crate::model::{AttemptId, BackupName, BlockName, BlockSize, Compression, VolumeName, job::Mode, limits};
+use crate::model::{
+    AttemptId, BackupName, BlockName, BlockSize, Compression, FailureReason, VolumeName, job::Mode, limits,
+};
 
 /// What an attempt's journal is about. Two journals speak of the same data iff their identities are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,20 +169,30 @@ pub struct Predecessors {
     pub attempts: Vec<AttemptId>,
     /// Every key below the Backup's journal folder.
     pub keys: Vec<String>,
+    /// Backups of this volume that were deleted: their records are not built upon.
+    pub tombstones: Tombstones,
 }
 
-/// P1.4: LIST of the Backup's journal folder.
+/// P1.4: one LIST shows the Backup's journals, and every tombstone of the volume beside them. A Backup that was deleted is
+/// not made again: what it wrote would be swept.
 pub async fn predecessors(
     client: &Client,
     layout: &VolumeLayout,
     backup_uid: &str,
     own: &AttemptId,
 ) -> Result<Predecessors, StoreError> {
+    let listed = client.list(&layout.tidemark()).await?;
+    let tombstones = Tombstones::of(layout, &listed);
+    if tombstones.has(backup_uid) {
+        let seen = "this Backup was deleted from the store, and its tombstone is there: make a new Backup";
+        let refused = ErrorKind::Refused(FailureReason::Cancelled);
+        return Err(StoreError::new(refused, "LIST", layout.tombstone(backup_uid), seen));
+    }
     let prefix = layout.journals(backup_uid);
-    let keys: Vec<String> = client.list(&prefix).await?.into_iter().map(|e| e.key).collect();
+    let keys: Vec<String> = listed.into_iter().map(|e| e.key).filter(|key| key.starts_with(&prefix)).collect();
     let of_key = |key: &String| key.strip_prefix(&prefix)?.split('/').next()?.parse::<AttemptId>().ok();
     let attempts: BTreeSet<AttemptId> = keys.iter().filter_map(of_key).filter(|a| a != own).collect();
-    Ok(Predecessors { attempts: attempts.into_iter().collect(), keys })
+    Ok(Predecessors { attempts: attempts.into_iter().collect(), keys, tombstones })
 }
 
 /// `attempt.json` of a predecessor; `None` if it is missing or no longer readable as one.

@@ -61,6 +61,16 @@ impl VolumeLayout {
         format!("{}locks/lock-{}.lck", self.root, attempt.short())
     }
 
+    /// Journals and tombstones of every Backup.
+    pub fn tidemark(&self) -> String {
+        format!("{}tidemark/", self.root)
+    }
+
+    /// Says that a Backup was deleted.
+    pub fn tombstone(&self, backup_uid: &str) -> String {
+        format!("{}deleted", self.journals(backup_uid))
+    }
+
     /// Journals of all attempts of one Backup.
     pub fn journals(&self, backup_uid: &str) -> String {
         format!("{}tidemark/{backup_uid}/", self.root)
@@ -75,10 +85,12 @@ impl VolumeLayout {
     }
 }
 
-/// The block a key of a `blocks/` listing names; `None` for anything else that lies there.
+/// The block a key of a `blocks/` listing names; `None` for anything else that lies there, a block in the wrong folder
+/// included: nobody would look for it there.
 pub fn block_of_key(key: &str) -> Option<BlockName> {
-    let hex = key.strip_suffix(".blk")?.rsplit('/').next()?;
-    hex.parse().ok()
+    let mut parts = key.strip_suffix(".blk")?.rsplit('/');
+    let (hex, second, first) = (parts.next()?, parts.next()?, parts.next()?);
+    (hex.get(..2) == Some(first) && hex.get(2..4) == Some(second)).then(|| hex.parse().ok())?
 }
 
 /// The backup a key of a `backups/` listing names.
@@ -109,8 +121,10 @@ mod tests {
         let record = layout.backup(&"backup-demo1".parse().expect("valid"));
         assert_eq!(record, "backupstore/volumes/05/86/pvc-demo/backups/backup_backup-demo1.cfg");
         assert_eq!(backup_of_key(&record).map(String::from), Some("backup-demo1".into()));
+        assert_eq!(layout.tombstone("uid"), "backupstore/volumes/05/86/pvc-demo/tidemark/uid/deleted");
         assert_eq!(volume_of_key(&record).map(String::from), Some("pvc-demo".into()));
-        for stray in ["x/blocks/a.tmp.123", "x/blocks/00/11/short.blk", "backups/other.cfg"] {
+        let misplaced = key.replace("/83/53/", "/83/54/");
+        for stray in ["x/blocks/a.tmp.123", "x/blocks/00/11/short.blk", "backups/other.cfg", &misplaced] {
             assert!(block_of_key(stray).is_none() && backup_of_key(stray).is_none(), "{stray}");
         }
     }

@@ -52,7 +52,37 @@ pub enum Judgement {
     },
 }
 
-/// Judges the other locks when `server_now` is the server's time.
+/// Judges the other locks for a deletion: backups and restores exclude it, other deletions do not (as with Longhorn).
+pub fn judge_for_deletion(others: &[OtherLock], server_now: Timestamp) -> Judgement {
+    for lock in others {
+        let held = |why: String| Judgement::Held { key: lock.key.clone(), why };
+        let Some(body) = &lock.body else {
+            return held("it cannot be read, so it counts as held".into());
+        };
+        if body.kind == TYPE_DELETE {
+            continue;
+        }
+        let Some(modified) = lock.modified else {
+            return held("its age is unknown, so it counts as held".into());
+        };
+        let age = server_now.duration_since(modified);
+        if age < age_of(limits::BACKUP_LOCK_AGE) {
+            let left = (age_of(limits::BACKUP_LOCK_AGE) - age).as_secs();
+            return held(format!(
+                "a backup or restore wrote it {} s ago (server time): try again when it has ended, or, if its program is \
+                 dead, in {left} s",
+                age.as_secs()
+            ));
+        }
+    }
+    Judgement::Free
+}
+
+fn age_of(limit: Duration) -> jiff::SignedDuration {
+    jiff::SignedDuration::try_from(limit).unwrap_or(jiff::SignedDuration::MAX)
+}
+
+/// Judges the other locks for a backup or restore when `server_now` is the server's time.
 pub fn judge(others: &[OtherLock], server_now: Timestamp) -> Judgement {
     let mut judgement = Judgement::Free;
     for lock in others {
@@ -69,7 +99,7 @@ pub fn judge(others: &[OtherLock], server_now: Timestamp) -> Judgement {
             return held("its age is unknown, so it counts as held".into());
         };
         let age = server_now.duration_since(modified);
-        if age > jiff::SignedDuration::try_from(limits::DELETION_LOCK_AGE).unwrap_or(jiff::SignedDuration::MAX) {
+        if age > age_of(limits::DELETION_LOCK_AGE) {
             judgement = Judgement::Suspect;
             continue;
         }
@@ -120,7 +150,27 @@ mod tests {
     }
 
     #[test]
+    fn a_deletion_waits_for_backups_and_not_for_deletions() {
+        let judged = |lock| judge_for_deletion(&[lock], Timestamp::from_second(1_000_000).expect("in range"));
+        for (kind, age, is_held) in [
+            (TYPE_BACKUP, 5, true),
+            (TYPE_BACKUP, 209, true),
+            (TYPE_BACKUP, 210, false),
+            (TYPE_BACKUP, -500, true),
+            (TYPE_DELETE, 5, false),
+            (0, 5, true),
+        ] {
+            let judgement = judged(lock(kind, age));
+            assert_eq!(matches!(judgement, Judgement::Held { .. }), is_held, "type {kind}, {age} s: {judgement:?}");
+        }
+    }
+
+    #[test]
     fn law_7_a_lock_that_cannot_be_read_is_held() {
+        let now = Timestamp::from_second(1_000_000).expect("in range");
+        for unknown in [OtherLock { body: None, ..lock(2, 5000) }, OtherLock { modified: None, ..lock(1, 5000) }] {
+            assert!(matches!(judge_for_deletion(&[unknown], now), Judgement::Held { .. }));
+        }
         assert!(matches!(judged(OtherLock { body: None, ..lock(1, 5) }), Judgement::Held { .. }));
         assert!(matches!(judged(OtherLock { modified: None, ..lock(2, 5) }), Judgement::Held { .. }));
     }

@@ -3,26 +3,38 @@
 //! The commit protocol in one sentence: blocks first, record last, and what no record names is not in the repository.
 //!
 //! * `objects`   the boundary: six verbs; `s3` and `directory` behind it, `client` before it (retries, deadlines, counts)
-//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's; `entries` a record's blocks as a stream
-//! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`)
+//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's; `entries` a record's
+//!   blocks as a stream
+//! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`, `hold`)
 //! * `listing`   one LIST under the guard instead of a HEAD per block
 //! * `ledger`    receipts, and the proof that nothing is open
 //! * `journal`   what a later attempt need not read again
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
+//! * `catalogue` what a target holds, with few requests
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
 //! * `verify`    is what is there what it says? `inventory` everything below a volume's folder, listed without a
 //!   guard; `usage` what each backup takes
-//! * `retry`, `stall`  when to send again, when to give up; `scratch` tables too large for memory
+//! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
+//! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
+//! * `record_reader`  a record to its last byte, as a stream
+//! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
+//! * `buffers`   memory that is paid for once; `scratch` tables too large for it
 
 pub mod adopt;
+pub mod buffers;
+pub mod catalogue;
 pub mod client;
 pub mod codec;
+pub mod concurrency;
 pub mod credentials;
+pub mod deletion;
 pub mod directory;
 pub mod entries;
 pub mod error;
 pub mod guard;
+mod hold;
 pub mod inventory;
+pub mod janitor;
 pub mod journal;
 pub mod layout;
 pub mod lease;
@@ -30,14 +42,19 @@ pub mod ledger;
 pub mod listing;
 pub mod lock;
 pub mod objects;
+pub mod pace;
 pub mod probe;
 pub mod record;
+pub mod record_reader;
+pub mod remove;
 pub mod retry;
 pub mod s3;
 pub mod scratch;
 pub mod seal;
 pub mod stall;
 pub mod survey;
+pub mod sweep;
+pub mod tombstone;
 pub mod usage;
 pub mod verify;
 

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 
-use super::error::StoreError;
+use super::{buffers::Pool, error::StoreError};
+use crate::model::limits;
 
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
@@ -20,6 +21,12 @@ pub trait Objects: Send + Sync {
     fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored>;
     /// The whole object or a range of it; refused above `bytes_max`.
     fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>>;
+    /// The same into a buffer of this pool where the backend can and one is free: an allocator that is given megabytes
+    /// back by many threads keeps too many of them.
+    fn get_into<'a>(&'a self, key: &'a str, range: Range, pool: &'a Pool) -> Answer<'a, Option<Fetched>> {
+        let _ = pool;
+        self.get(key, range)
+    }
     fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>>;
     /// One page of the keys that start with `prefix`, after `token`.
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page>;
@@ -44,8 +51,17 @@ pub trait Objects: Send + Sync {
             }
         })
     }
-    /// Removes these keys; a missing one is no error. At most 1000.
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()>;
+    /// Removes these keys, at most `delete_keys_max`; a missing one is no error. Answers with those that stay, each with
+    /// its reason: a batch may be answered well and still have failed for some of its keys.
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>>;
+    /// How many keys one `delete` may name: 1 where the store has no batches.
+    fn delete_keys_max(&self) -> usize {
+        limits::LIST_PAGE as usize
+    }
+    /// How many keys a page of a listing holds at most, as the store itself says.
+    fn list_page_size<'a>(&'a self, prefix: &'a str) -> Answer<'a, i32> {
+        Box::pin(async move { self.list(prefix, None).await.map(|_| limits::LIST_PAGE) })
+    }
     /// Read the credentials again. `true` if they changed.
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(Ok(false)))

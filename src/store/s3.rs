@@ -19,15 +19,17 @@ use aws_smithy_runtime_api::{
     box_error::BoxError,
     client::{
         interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
-        orchestrator::HttpResponse,
+        orchestrator::{HttpRequest, HttpResponse},
         runtime_components::RuntimeComponents,
     },
 };
 use aws_smithy_types::config_bag::ConfigBag;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
+use md5::{Digest, Md5};
 
 use super::{
+    buffers::Pool,
     credentials::{CredentialSource, Current},
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
@@ -76,7 +78,7 @@ impl S3 {
         Ok(Stored { etag: reply.e_tag })
     }
 
-    async fn send_get(&self, key: &str, range: Range) -> Result<Option<Fetched>, StoreError> {
+    async fn send_get(&self, key: &str, range: Range, pool: Option<&Pool>) -> Result<Option<Fetched>, StoreError> {
         let request = self.client.get_object().bucket(&self.location.bucket).key(self.key(key));
         let wanted = match (range.offset, range.len) {
             (0, None) => None,
@@ -100,7 +102,7 @@ impl S3 {
             etag: reply.e_tag.clone(),
             modified: reply.last_modified.as_ref().and_then(timestamp),
         };
-        let bytes = collect(key, reply.body, len).await?;
+        let bytes = collect(key, reply.body, len, pool).await?;
         Ok(Some(Fetched { bytes, meta }))
     }
 
@@ -175,6 +177,7 @@ impl S3 {
         loop {
             let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
             let request = request.delimiter("/").set_continuation_token(token.clone());
+            let request = request.customize().interceptor(WholeDocument("</ListBucketResult>"));
             let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
             for folder in reply.common_prefixes().iter().filter_map(|p| p.prefix()) {
                 let folder = folder.strip_prefix(&self.location.prefix).filter(|f| f.starts_with(prefix));
@@ -191,13 +194,21 @@ impl S3 {
         }
     }
 
-    async fn send_delete(&self, keys: &[String]) -> Result<(), StoreError> {
-        let first = keys.first().map_or("", String::as_str);
-        if let [key] = keys {
-            let request = self.client.delete_object().bucket(&self.location.bucket).key(self.key(key));
-            request.send().await.map_err(|error| classify("DELETE", key, &error))?;
-            return Ok(());
+    async fn send_delete(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
+        match keys {
+            [_, _, ..] if self.location.batch_delete => self.send_batch_delete(keys).await,
+            _ => {
+                for key in keys {
+                    let request = self.client.delete_object().bucket(&self.location.bucket).key(self.key(key));
+                    request.send().await.map_err(|error| classify("DELETE", key, &error))?;
+                }
+                Ok(Vec::new())
+            }
         }
+    }
+
+    async fn send_batch_delete(&self, keys: &[String]) -> Result<Vec<StoreError>, StoreError> {
+        let first = keys.first().map_or("", String::as_str);
         let invalid = |e: &dyn std::fmt::Display| StoreError::new(ErrorKind::Unavailable, "DELETE", first, e);
         let mut names = Vec::with_capacity(keys.len());
         for key in keys {
@@ -205,16 +216,27 @@ impl S3 {
         }
         let batch = Delete::builder().set_objects(Some(names)).quiet(true).build().map_err(|e| invalid(&e))?;
         let request = self.client.delete_objects().bucket(&self.location.bucket).delete(batch);
-        let request = request.customize().interceptor(WholeDocument("DeleteResult>"));
+        let request = request.customize().interceptor(WholeDocument("DeleteResult>")).mutate_request(add_content_md5);
         let reply = request.send().await.map_err(|error| classify("DELETE", first, &error))?;
-        match reply.errors().first() {
-            None => Ok(()),
-            Some(error) => {
-                let (key, code) = (error.key().unwrap_or("?"), error.code().unwrap_or("?"));
-                let seen = format!("{} of {} keys stay: {code}", reply.errors().len(), keys.len());
-                Err(StoreError::new(ErrorKind::Unavailable, "DELETE", key, seen))
-            }
-        }
+        let stays = reply.errors().iter().map(|error| {
+            let code = error.code().unwrap_or_default();
+            let (kind, cure) = classify_code(None, code);
+            let kind = if code == "AccessDenied" { ErrorKind::Refused(FailureReason::AccessDenied) } else { kind };
+            let key = error.key().unwrap_or(first);
+            let key = key.strip_prefix(&self.location.prefix).unwrap_or(key);
+            let seen = format!("it stays: {code}: {}{cure}", error.message().unwrap_or_default());
+            StoreError::new(kind, "DELETE", key, seen)
+        });
+        Ok(stays.collect())
+    }
+
+    async fn send_list_page_size(&self, prefix: &str) -> Result<i32, StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.location.bucket).prefix(self.key(prefix));
+        let request = request.max_keys(limits::LIST_PAGE);
+        let request = request.customize().interceptor(WholeDocument("</ListBucketResult>"));
+        let reply = request.send().await.map_err(|error| classify("LIST", prefix, &error))?;
+        // A server that does not repeat the number has taken ours.
+        Ok(reply.max_keys.filter(|keys| (1..=limits::LIST_PAGE).contains(keys)).unwrap_or(limits::LIST_PAGE))
     }
 }
 
@@ -223,7 +245,10 @@ impl Objects for S3 {
         Box::pin(async move { self.send_put(key, body, condition).await })
     }
     fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>> {
-        Box::pin(self.send_get(key, range))
+        Box::pin(self.send_get(key, range, None))
+    }
+    fn get_into<'a>(&'a self, key: &'a str, range: Range, pool: &'a Pool) -> Answer<'a, Option<Fetched>> {
+        Box::pin(self.send_get(key, range, Some(pool)))
     }
     fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>> {
         Box::pin(self.send_head(key))
@@ -234,8 +259,14 @@ impl Objects for S3 {
     fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
         Box::pin(self.send_folders(prefix))
     }
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         Box::pin(self.send_delete(keys))
+    }
+    fn delete_keys_max(&self) -> usize {
+        if self.location.batch_delete { limits::LIST_PAGE as usize } else { 1 }
+    }
+    fn list_page_size<'a>(&'a self, prefix: &'a str) -> Answer<'a, i32> {
+        Box::pin(self.send_list_page_size(prefix))
     }
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(self.credentials.refresh()))
@@ -266,6 +297,14 @@ impl Intercept for WholeDocument {
             return Ok(());
         }
         Err(format!("the answer ends after {} bytes without its closing element", body.len()).into())
+    }
+}
+
+/// The SDK sends a CRC32, which older servers do not know: they demand this.
+fn add_content_md5(request: &mut HttpRequest) {
+    let digest = request.body().bytes().map(Md5::digest);
+    if let Some(digest) = digest {
+        request.headers_mut().insert("content-md5", aws_smithy_types::base64::encode(digest));
     }
 }
 
@@ -307,20 +346,30 @@ fn stream(body: Body) -> std::io::Result<ByteStream> {
 }
 
 /// Reads a body to its end; an answer of another length than its header says is no answer.
-async fn collect(key: &str, mut body: ByteStream, len: u64) -> Result<Bytes, StoreError> {
-    let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or_default());
+async fn collect(key: &str, mut body: ByteStream, len: u64, pool: Option<&Pool>) -> Result<Bytes, StoreError> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut pooled = pool.and_then(|pool| pool.try_take_for(len));
+    let mut own = BytesMut::with_capacity(if pooled.is_some() { 0 } else { len });
+    let mut done = 0;
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| StoreError::new(ErrorKind::Unavailable, "GET", key, e))?;
-        if (bytes.len() + chunk.len()) as u64 > len {
+        if done + chunk.len() > len {
             break;
         }
-        bytes.extend_from_slice(&chunk);
+        match &mut pooled {
+            Some(buffer) => buffer.bytes_mut()[done..done + chunk.len()].copy_from_slice(&chunk),
+            None => own.extend_from_slice(&chunk),
+        }
+        done += chunk.len();
     }
-    if bytes.len() as u64 != len {
-        let seen = format!("the answer ended after {} of {len} bytes", bytes.len());
+    if done != len {
+        let seen = format!("the answer ended after {done} of {len} bytes");
         return Err(StoreError::new(ErrorKind::Unavailable, "GET", key, seen));
     }
-    Ok(bytes.freeze())
+    Ok(match pooled {
+        Some(buffer) => buffer.into_bytes(len),
+        None => own.freeze(),
+    })
 }
 
 fn timestamp(time: &DateTime) -> Option<Timestamp> {

@@ -65,6 +65,12 @@ impl Bitmap {
         Self { words: vec![0; usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX)], count: 0 }
     }
 
+    /// Makes room for ordinals below `len`.
+    pub fn grow(&mut self, len: u64) {
+        let words = usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX);
+        self.words.resize(self.words.len().max(words), 0);
+    }
+
     /// Members.
     pub fn count(&self) -> u64 {
         self.count
@@ -187,18 +193,32 @@ impl SortedTable {
     }
 
     pub fn find(&self, name: &BlockName) -> io::Result<Option<Placed>> {
-        Ok(self.locate(name)?.map(|(_, placed)| placed))
+        Ok(self.search(name)?.map(|(_, placed)| placed))
     }
 
-    /// The entry at an index below `count`.
-    pub fn get(&self, index: u64) -> io::Result<Placed> {
+    /// The place of a name among all, counted from 0.
+    pub fn rank(&self, name: &BlockName) -> io::Result<Option<u32>> {
+        Ok(self.search(name)?.and_then(|(rank, _)| u32::try_from(rank).ok()))
+    }
+
+    /// Up to `count` entries from `rank` on.
+    pub fn read(&self, rank: u64, count: u64) -> io::Result<Vec<Placed>> {
+        let count = count.min(self.count.saturating_sub(rank));
+        let mut bytes = vec![0; usize::try_from(count).unwrap_or(usize::MAX) * PLACED];
+        self.file.read_exact_at(&mut bytes, rank * PLACED as u64)?;
+        let entries: &[[u8; PLACED]] = bytes.as_chunks().0;
+        Ok(entries.iter().map(|entry| decode_placed(entry)).collect())
+    }
+
+    /// The entry at a place below `count`.
+    pub fn get(&self, rank: u64) -> io::Result<Placed> {
         let mut bytes = [0; PLACED];
-        self.file.read_exact_at(&mut bytes, index * PLACED as u64)?;
+        self.file.read_exact_at(&mut bytes, rank * PLACED as u64)?;
         Ok(decode_placed(&bytes))
     }
 
-    /// An entry with its index.
-    pub fn locate(&self, name: &BlockName) -> io::Result<Option<(u64, Placed)>> {
+    /// An entry with its place.
+    pub fn search(&self, name: &BlockName) -> io::Result<Option<(u64, Placed)>> {
         let (mut low, mut high) = (0, self.count);
         let (mut low_key, mut high_key) = (0_u64, u64::MAX);
         let key = prefix(name);
@@ -348,11 +368,12 @@ mod tests {
             let mut table = SortedTable::create(&scratch()).expect("scratch");
             all.iter().for_each(|p| table.push(p).expect("written"));
             table.flush().expect("written");
-            for p in &all {
+            for (i, p) in all.iter().enumerate() {
                 assert_eq!(table.find(&p.name).expect("read"), Some(*p), "{count} entries");
-                let (index, _) = table.locate(&p.name).expect("read").expect("found");
-                assert_eq!(table.get(index).expect("read"), *p, "{count} entries");
+                assert_eq!(table.rank(&p.name).expect("read"), Some(i as u32), "{count} entries");
             }
+            assert_eq!(table.read(0, u64::MAX).expect("read"), all);
+            assert_eq!(table.read(60, 5).expect("read"), all.iter().skip(60).take(5).copied().collect::<Vec<_>>());
             for i in count..count + 500 {
                 assert_eq!(table.find(&placed(i).name).expect("read"), None, "{count} entries");
             }
@@ -398,5 +419,7 @@ mod tests {
         assert!(bitmap.remove(64) && !bitmap.remove(64));
         assert_eq!(bitmap.iter().collect::<Vec<_>>(), [0, 63, 130, 199]);
         assert_eq!(bitmap.count(), 4);
+        bitmap.grow(1000);
+        assert!(bitmap.insert(999) && bitmap.contains(0) && bitmap.count() == 5);
     }
 }

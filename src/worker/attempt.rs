@@ -17,13 +17,14 @@ use super::{
     pipeline::{Pipeline, PipelineError, Plan},
     resume,
     source::{Source, SourceError},
+    tell::{Ended, Teller},
     verification,
 };
 use crate::{
     model::{
-        BackupName, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Phase, Progress, Report, Verdict,
-        Verification, VerifyDepth,
-        job::Mode,
+        BackupName, BlockSize, Compression, Counters, FailureReason, JobSpec, Outcome, Phase, Progress, Report,
+        RestoreProgress, Task, Verdict, Verification, VerifyDepth,
+        job::{BackupTask, Mode},
         limits,
         report::{Plan as ReportedPlan, REPORT_VERSION},
     },
@@ -98,24 +99,26 @@ pub async fn run(attempt: Attempt, reports: watch::Sender<Report>) -> Report {
     let total = Duration::try_from(total).unwrap_or(Duration::ZERO);
     let stall = Duration::from_secs(job.deadlines.stall_seconds);
     let client = Client::new(Arc::clone(&attempt.objects), stall, total);
-    let tell = Teller { reports, client: client.clone() };
-    let worker = Worker { attempt: &attempt, client, tell: &tell, scratch: Scratch::new(&attempt.scratch_dir) };
+    let tell = Teller::new(reports, client.clone());
+    let Task::Backup(task) = &job.task else { return tell.end(Err(Ended::wrong_task(&job.task))) };
+    let worker = Worker { attempt: &attempt, task, client, tell: &tell, scratch: Scratch::new(&attempt.scratch_dir) };
     let ended = tokio::select! {
         biased;
         ended = worker.run() => ended,
         // The pipeline ends itself in order; everything before and after it may simply stop.
         () = cancelled(&attempt.cancel) => Err(AttemptError::Pipeline(PipelineError::Cancelled)),
     };
-    if let (Ok(Outcome::Completed { backup, .. }), true) = (&ended, job.verify != VerifyDepth::None) {
+    let told =
+        |ended: Result<_, AttemptError>| ended.map_err(|error| Ended::of(error.reason(), &error, error.object()));
+    if let (Ok(Outcome::Completed { backup, .. }), true) = (&ended, task.verify != VerifyDepth::None) {
         let backup = backup.clone();
         // Complete it is, whatever the verification shows: that is told first.
         tell.change(|report| report.verification = Some(Verification::new(Verdict::Running, "Verification runs")));
-        tell.end(ended);
-        let verification = verification::run(&attempt, &worker.client, &worker.scratch, &backup).await;
-        tell.change(|report| report.verification = Some(verification));
-        return tell.reports.borrow().clone();
+        tell.end(told(ended));
+        let verification = verification::run(&attempt, &worker.client, &worker.scratch, (task.verify, &backup)).await;
+        return tell.verified(verification);
     }
-    tell.end(ended)
+    tell.end(told(ended))
 }
 
 /// The pipeline needs a moment to journal after a cancellation.
@@ -133,59 +136,22 @@ pub fn first_report(job: &JobSpec) -> Report {
         sequence: 0,
         time: telemetry::now(),
         phase: Phase::Planning,
-        progress: Progress::default(),
+        counters: match job.task {
+            Task::Backup(_) => Counters::Backup(Progress::default()),
+            Task::Restore(_) => Counters::Restore(RestoreProgress::default()),
+        },
         requests: crate::model::Requests::default(),
         plan: None,
+        damaged: Vec::new(),
         failure: None,
         outcome: None,
         verification: None,
     }
 }
 
-struct Teller {
-    reports: watch::Sender<Report>,
-    client: Client,
-}
-
-impl Teller {
-    fn change(&self, change: impl FnOnce(&mut Report)) {
-        let requests = self.client.requests();
-        self.reports.send_modify(|report| {
-            report.requests = requests;
-            report.time = telemetry::now();
-            change(report);
-        });
-    }
-
-    fn phase(&self, phase: Phase) {
-        self.change(|report| report.phase = phase);
-    }
-
-    fn progress(&self, progress: Progress) {
-        self.change(|report| report.progress = progress);
-    }
-
-    fn end(&self, ended: Result<Outcome, AttemptError>) -> Report {
-        self.change(|report| {
-            report.phase = Phase::Ended;
-            report.progress.in_flight_blocks = 0;
-            match ended {
-                Ok(outcome) => report.outcome = Some(outcome),
-                Err(error) => {
-                    let reason = error.reason();
-                    tracing::error!(%error, %reason, "Attempt failed");
-                    report.failure = Some(Failure::new(reason, error.to_string(), error.object(), report.time));
-                    let is_cancelled = reason == FailureReason::Cancelled;
-                    report.outcome = Some(if is_cancelled { Outcome::Cancelled } else { Outcome::Failed });
-                }
-            }
-        });
-        self.reports.borrow().clone()
-    }
-}
-
 struct Worker<'a> {
     attempt: &'a Attempt,
+    task: &'a BackupTask,
     client: Client,
     tell: &'a Teller,
     scratch: Scratch,
@@ -213,7 +179,7 @@ impl Worker<'_> {
         let holder = Holder {
             layout: settled.layout.clone(),
             volume: job.volume.clone(),
-            backup_uid: job.backup_uid.clone(),
+            backup_uid: job.uid.clone(),
             attempt: job.attempt.clone(),
             timing: self.attempt.timing,
         };
@@ -252,24 +218,24 @@ impl Worker<'_> {
 
     /// Source and store, looked at without a guard.
     async fn settle(&self) -> Result<Settled, AttemptError> {
-        let job = &self.attempt.job;
-        let source = Arc::new(Source::open(&job.source)?);
+        let (job, task) = (&self.attempt.job, self.task);
+        let source = Arc::new(Source::open(&task.source)?);
         let layout = VolumeLayout::new(&job.volume);
-        let survey = survey::survey(&self.client, &layout).await?;
-        survey.check_owner(&job.volume, &job.owner)?;
-        let (block_size, compression) = (survey.block_size(job.block_size), survey.compression(job.compression));
-        let predecessors = journal::predecessors(&self.client, &layout, &job.backup_uid, &job.attempt).await?;
+        let predecessors = journal::predecessors(&self.client, &layout, &job.uid, &job.attempt).await?;
+        let survey = survey::survey(&self.client, &layout, &predecessors.tombstones).await?;
+        survey.check_owner(&job.volume, &task.owner)?;
+        let (block_size, compression) = (survey.block_size(task.block_size), survey.compression(task.compression));
         let identity = Identity {
             format: 1,
-            backup_uid: job.backup_uid.clone(),
+            backup_uid: job.uid.clone(),
             volume: job.volume.clone(),
             volume_bytes: source.bytes(),
             block_size,
             compression,
-            mode: job.mode,
+            mode: task.mode,
             source: source.identity().clone(),
         };
-        let record = BackupName::of_attempt(&job.backup_uid, &job.attempt);
+        let record = BackupName::of_attempt(&job.uid, &job.attempt);
         Ok(Settled { layout, source, survey, block_size, compression, identity, predecessors, record })
     }
 
@@ -278,7 +244,8 @@ impl Worker<'_> {
         let volume_bytes = settled.source.bytes();
         let ledger = Ledger::new(candidates, settled.block_size.count(volume_bytes), &self.scratch)?;
         self.tell.change(|report| {
-            report.progress.total_blocks = ledger.counts().total;
+            let planned = Progress { total_blocks: ledger.counts().total, ..report.backup() };
+            report.counters = Counters::Backup(planned);
             report.plan = Some(ReportedPlan {
                 volume_bytes,
                 block_size: settled.block_size,
@@ -310,13 +277,12 @@ impl Worker<'_> {
         survey::ensure_config(guard, &settled.survey, &listing, &config).await?;
         if let Some((sealed, blocks)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
             self.tell.change(|report| {
-                let progress = Progress {
+                report.counters = Counters::Backup(Progress {
                     total_blocks: blocks,
                     acknowledged_blocks: blocks,
                     resumed_blocks: blocks,
-                    ..report.progress
-                };
-                report.progress = progress;
+                    ..report.backup()
+                });
             });
             return Ok((sealed, 0, true));
         }
@@ -353,7 +319,7 @@ impl Worker<'_> {
             guard,
             listing,
             scratch: &self.scratch,
-            mode: job.mode,
+            mode: self.task.mode,
             block_size: settled.block_size,
             compression: settled.compression,
             concurrency: job.limits.concurrency,
@@ -370,7 +336,7 @@ impl Worker<'_> {
     ) -> Result<(Ledger, Progress), AttemptError> {
         let journal = Journal::new(self.attempt.job.attempt.clone());
         let pipeline = Pipeline::new(plan, ledger, journal, threads)?;
-        let (ledger, progress, ended) = pipeline.run(|progress| self.tell.progress(progress)).await;
+        let (ledger, progress, ended) = pipeline.run(|progress| self.tell.counters(Counters::Backup(progress))).await;
         ended?;
         Ok((ledger, progress))
     }
@@ -387,32 +353,32 @@ impl Worker<'_> {
         complete: &store::ledger::Complete,
         progress: &Progress,
     ) -> seal::Facts {
-        let job = &self.attempt.job;
+        let (job, task) = (&self.attempt.job, self.task);
         let counts = complete.counts();
-        let mode = if job.mode == Mode::Full { "full" } else { "incremental" };
-        let is_incremental = settled.survey.parent.is_some() && job.mode == Mode::Incremental;
+        let mode = if task.mode == Mode::Full { "full" } else { "incremental" };
+        let is_incremental = settled.survey.parent.is_some() && task.mode == Mode::Incremental;
         let stored = i64::try_from(progress.stored_bytes).unwrap_or(i64::MAX);
         let own = [
-            (label::BACKUP_UID, job.backup_uid.clone()),
+            (label::BACKUP_UID, job.uid.clone()),
             (label::ATTEMPT, job.attempt.to_string()),
             (label::VOLUME_BYTES, settled.source.bytes().to_string()),
-            (label::CLUSTER, job.owner.cluster.clone()),
-            (label::NAMESPACE, job.owner.namespace.clone()),
-            (label::BACKUP, job.owner.backup.clone()),
+            (label::CLUSTER, task.owner.cluster.clone()),
+            (label::NAMESPACE, task.owner.namespace.clone()),
+            (label::BACKUP, task.owner.backup.clone()),
         ];
-        let users = job.labels.iter().filter(|(key, _)| !key.starts_with("tidemark.dev/"));
+        let users = task.labels.iter().filter(|(key, _)| !key.starts_with("tidemark.dev/"));
         let labels = users.map(|(k, v)| (k.clone(), v.clone())).chain(own.map(|(k, v)| (k.to_owned(), v)));
         let parameters = [
             (record::PARAMETER_BLOCK_SIZE, settled.block_size.bytes().to_string()),
             (record::PARAMETER_MODE, mode.to_owned()),
         ];
         let (new, again) =
-            if job.mode == Mode::Full && settled.survey.parent.is_some() { (0, stored) } else { (stored, 0) };
+            if task.mode == Mode::Full && settled.survey.parent.is_some() { (0, stored) } else { (stored, 0) };
         let head = RecordHead {
             name: settled.record.to_string(),
             volume_name: job.volume.to_string(),
-            snapshot_name: job.snapshot.name.clone(),
-            snapshot_created_at: rfc3339(job.snapshot.created),
+            snapshot_name: task.snapshot.name.clone(),
+            snapshot_created_at: rfc3339(task.snapshot.created),
             created_time: rfc3339(telemetry::now()),
             size: i64::try_from(counts.acknowledged() * settled.block_size.bytes()).unwrap_or(i64::MAX),
             labels: Some(labels.collect()),
@@ -434,9 +400,13 @@ impl Worker<'_> {
 
     /// Every journal object of this Backup, to be removed after sealing.
     async fn journal_keys(&self, settled: &Settled) -> Vec<String> {
-        let prefix = settled.layout.journals(&self.attempt.job.backup_uid);
+        let prefix = settled.layout.journals(&self.attempt.job.uid);
         match self.client.list(&prefix).await {
-            Ok(entries) => entries.into_iter().map(|e| e.key).collect(),
+            // A tombstone that came while we wrote is not ours to remove: it is what keeps our record from being offered.
+            Ok(entries) => {
+                let tombstone = settled.layout.tombstone(&self.attempt.job.uid);
+                entries.into_iter().map(|e| e.key).filter(|key| *key != tombstone).collect()
+            }
             Err(error) => {
                 tracing::warn!(%error, "Journal of a sealed backup stays behind");
                 Vec::new()
@@ -457,7 +427,9 @@ pub fn check(job: &JobSpec) -> Result<(), StoreError> {
             crate::model::job::JOB_VERSION
         ));
     }
-    if job.snapshot.name.is_empty() {
+    if let Task::Backup(task) = &job.task
+        && task.snapshot.name.is_empty()
+    {
         return refuse("snapshot.name is empty: Longhorn would merge a full delta over this backup".into());
     }
     if job.deadlines.stall_seconds == 0 {

@@ -20,13 +20,15 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{
-    buffers::{Buffer, Pool},
-    source::Source,
-};
+use super::source::Source;
 use crate::{
     model::{BlockName, BlockSize, Compression, limits},
-    store::{codec, lease::boottime, scratch::Bitmap},
+    store::{
+        buffers::{Buffer, Pool},
+        codec,
+        lease::boottime,
+        scratch::Bitmap,
+    },
 };
 
 /// Events on their way to the coordinator: more than the buffers, for zeros carry none.

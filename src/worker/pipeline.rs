@@ -20,21 +20,19 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    buffers::Pool,
-    compute::{CompressJob, Found, Raw, Threads},
-    concurrency::Concurrency,
-    pace::Pace,
-};
+use super::compute::{CompressJob, Found, Raw, Threads};
 use crate::{
     model::{BlockName, BlockSize, Compression, FailureReason, Progress, job::Mode, limits},
     store::{
+        buffers::Pool,
         codec,
+        concurrency::Concurrency,
         error::StoreError,
         guard::Guard,
         journal::{Entry, Journal},
         ledger::{How, Ledger, Receipt, Receipts},
         listing::Listing,
+        pace::Pace,
         scratch::{Placed, Scratch},
     },
     telemetry,

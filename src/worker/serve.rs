@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     attempt::{self, Attempt},
     reporter::{self, Carriers},
+    restoring,
 };
 use crate::{
-    model::{Failure, FailureReason, JobSpec, Outcome, Phase, Report, StoreLocation},
+    model::{Failure, FailureReason, JobSpec, Outcome, Phase, Report, StoreLocation, Task},
     store::{self, credentials::CredentialSource, guard::Timing},
     telemetry,
 };
@@ -68,10 +69,10 @@ pub async fn serve(options: WorkerOptions) -> u8 {
     if let Err(error) = carried.await {
         tracing::error!(%error, "Reports ended early");
     }
-    match (last.outcome, last.failure) {
-        (Some(Outcome::Completed { .. }), _) => 0,
-        (_, Some(failure)) => failure.reason.exit_code(),
-        (_, None) => FailureReason::Bug.exit_code(),
+    match (last.is_fulfilled(), last.failure) {
+        (true, _) => 0,
+        (false, Some(failure)) => failure.reason.exit_code(),
+        (false, None) => FailureReason::Bug.exit_code(),
     }
 }
 
@@ -97,7 +98,11 @@ async fn run(job: JobSpec, options: &WorkerOptions, reports: watch::Sender<Repor
     let cancel = CancellationToken::new();
     cancel_on_term(&cancel);
     let scratch_dir = options.scratch_dir.clone();
-    attempt::run(Attempt { job, objects, scratch_dir, timing: Timing::default(), cancel }, reports).await
+    let attempt = Attempt { job, objects, scratch_dir, timing: Timing::default(), cancel };
+    match attempt.job.task {
+        Task::Backup(_) => attempt::run(attempt, reports).await,
+        Task::Restore(_) => restoring::run(attempt, reports).await,
+    }
 }
 
 fn cancel_on_term(cancel: &CancellationToken) {

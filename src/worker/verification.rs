@@ -15,9 +15,14 @@ use crate::{
 };
 
 /// Verifies one sealed record as its job says.
-pub(super) async fn run(attempt: &Attempt, client: &Client, scratch: &Scratch, backup: &BackupName) -> Verification {
+pub(super) async fn run(
+    attempt: &Attempt,
+    client: &Client,
+    scratch: &Scratch,
+    (wanted, backup): (VerifyDepth, &BackupName),
+) -> Verification {
     let job = &attempt.job;
-    let depth = match job.verify {
+    let depth = match wanted {
         VerifyDepth::None | VerifyDepth::Listing => Depth::Listing,
         // Every attempt of every Backup reads another sample.
         VerifyDepth::Sample => Depth::Sample { share: Share::Blocks(limits::SAMPLE_BLOCKS), seed: seed(backup) },

@@ -83,6 +83,94 @@ pub fn full_target_spec() -> Value {
     })
 }
 
+/// A Restore that says only what it must.
+pub fn restore(name: &str) -> Value {
+    json!({
+        "apiVersion": "tidemark.dev/v1alpha1",
+        "kind": "Restore",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"backupRef": {"name": "pg-data-1"}, "persistentVolumeClaim": {"name": "pg-data"}},
+    })
+}
+
+pub fn full_restore_spec() -> Value {
+    json!({
+        "backupRef": {"name": "pg-data-1"},
+        "persistentVolumeClaim": {
+            "name": "pg-data", "storageClassName": "ceph-rbd", "volumeMode": "Filesystem",
+            "accessModes": ["ReadWriteOnce"], "size": "100Gi", "labels": {"app": "pg"},
+        },
+        "onDamage": "Stop",
+        "deadlines": {"start": "30m", "stall": "60s", "total": "168h"},
+        "retry": {"limit": 6, "backoff": "30s", "maxBackoff": "15m"},
+        "download": {"concurrency": 8, "maxBytesPerSecond": "400Mi"},
+        "cancel": false,
+        "retryRequest": "",
+    })
+}
+
+/// What a new Restore may not say.
+pub fn bad_restores() -> Vec<Bad> {
+    let spec = |part: Value| json!({"spec": part});
+    let device = |part: Value| spec(merged(json!({"persistentVolumeClaim": null}), &json!({"hostDevice": part})));
+    let one_of = "set exactly one of persistentVolumeClaim, hostDevice";
+    vec![
+        bad(json!({"metadata": {"name": "x".repeat(64)}}), Rule, "metadata.name must be at most 63 characters"),
+        bad(spec(json!({"persistentVolumeClaim": null})), Rule, one_of),
+        bad(spec(json!({"hostDevice": {"path": "/dev/x", "nodeName": "n"}})), Rule, one_of),
+        bad(spec(json!({"backupRef": {"name": ""}})), Schema, "spec.backupRef.name"),
+        bad(device(json!({"path": "dev/x", "nodeName": "n"})), Rule, "path must be absolute"),
+        bad(device(json!({"path": "/dev/../etc/x", "nodeName": "n"})), Rule, "path must not contain '..'"),
+        bad(
+            device(json!({"path": "/dev/x", "nodeName": "n", "overwrite": "Always"})),
+            Schema,
+            "supported values: \"Refuse\", \"Replace\"",
+        ),
+        bad(spec(json!({"onDamage": "Ignore"})), Schema, "supported values: \"Stop\", \"Continue\""),
+        bad(
+            spec(json!({"persistentVolumeClaim": {"accessModes": ["Often"]}})),
+            Schema,
+            "supported values: \"ReadWriteOnce\"",
+        ),
+        bad(spec(json!({"persistentVolumeClaim": {"size": "large"}})), Rule, "not a quantity: write bytes as 100Gi"),
+        bad(spec(json!({"deadlines": {"stall": "4s"}})), Rule, "stall must be at least 5s and less than total"),
+        bad(spec(json!({"download": {"maxBytesPerSecond": "1Ki"}})), Rule, "at least 64Ki bytes per second"),
+    ]
+}
+
+/// What an existing Restore (the full example) may not be changed to.
+pub fn bad_restore_updates() -> Vec<Bad> {
+    let spec = |part: Value| json!({"spec": part});
+    let anew = |field: &str| format!("{field}: create a new Restore").leak() as &'static str;
+    vec![
+        bad(spec(json!({"backupRef": {"name": "other"}})), Rule, anew("backupRef is immutable")),
+        bad(
+            spec(json!({"persistentVolumeClaim": {"size": "200Gi"}})),
+            Rule,
+            anew("persistentVolumeClaim is immutable"),
+        ),
+        bad(
+            spec(json!({"persistentVolumeClaim": null, "hostDevice": {"path": "/dev/x", "nodeName": "n"}})),
+            Rule,
+            anew("hostDevice is immutable"),
+        ),
+        bad(spec(json!({"onDamage": "Continue"})), Rule, anew("onDamage is immutable")),
+        bad(spec(json!({"deadlines": {"stall": "2m"}})), Rule, anew("deadlines are immutable")),
+        bad(spec(json!({"retry": {"limit": 7}})), Rule, "retry is immutable: create a new Restore"),
+    ]
+}
+
+/// What it may be changed to, one after another.
+pub fn good_restore_updates() -> Vec<Value> {
+    let spec = |part: Value| json!({"spec": part});
+    vec![
+        spec(json!({"download": {"concurrency": 32, "maxBytesPerSecond": 65_536}})),
+        spec(json!({"download": null})),
+        spec(json!({"retryRequest": "2026-10-01T10:00:00Z"})),
+        spec(json!({"cancel": true})),
+    ]
+}
+
 /// What a new Backup may not say.
 pub fn bad_backups() -> Vec<Bad> {
     let source = |source: Value| json!({"spec": {"source": source}});
@@ -308,6 +396,63 @@ pub fn status_changes() -> Vec<StatusChange> {
             Some("Cancelled is history"),
         ),
         change("law 8: Cancelled is deleted", &cancelled, at("Deleting", 2, 50, 50), None),
+    ]
+}
+
+/// The same of a Restore.
+pub fn restore_status_changes() -> Vec<StatusChange> {
+    let at = |state: &str, number: i64, restored: i64, percent: i64| {
+        json!({
+            "observedGeneration": 1, "state": state,
+            "attempt": {"number": number, "id": format!("01ARYZ6S41000000000000000{number}")},
+            "progress": {"totalBlocks": 100, "restoredBlocks": restored, "percent": percent},
+        })
+    };
+    let change = |law, old: &Value, new: Value, refusal| StatusChange { law, old: old.clone(), new, refusal };
+    let with = |status: &Value, progress: Value| merged(status.clone(), &json!({"progress": progress}));
+    let hole = json!({"offset": 0, "object": "k", "reason": "Missing"});
+    let none = json!({"observedGeneration": -1});
+    let running = at("InProgress", 2, 50, 50);
+    let completed = at("Completed", 2, 100, 100);
+    let cancelled = at("Cancelled", 2, 50, 50);
+    let fallen = Some("progress never falls within an attempt");
+    let exactly = Some("percent is 100 exactly when Completed");
+    let too_many = Some("restoredBlocks and damagedBlocks must not be more than totalBlocks");
+    vec![
+        change("a first status", &none, running.clone(), None),
+        change("law 3: progress rises", &running, at("InProgress", 2, 51, 51), None),
+        change("law 3: progress falls", &running, at("InProgress", 2, 49, 49), fallen),
+        change("law 3: a new attempt proves less", &running, at("InProgress", 3, 10, 10), None),
+        change("law 3: 100 before Completed", &running, at("Flushing", 2, 100, 100), exactly),
+        change("law 3: Completed below 100", &running, at("Completed", 2, 100, 99), exactly),
+        change("law 3: Completed at 100", &running, completed.clone(), None),
+        change("law 3: more than there is", &running, with(&running, json!({"damagedBlocks": 51})), too_many),
+        change(
+            "law 3: more found than restored",
+            &running,
+            with(&running, json!({"reusedBlocks": 51})),
+            Some("reusedBlocks must not be more than restoredBlocks"),
+        ),
+        change(
+            "law 4: Completed with a hole",
+            &running,
+            with(&completed, json!({"restoredBlocks": 99, "damagedBlocks": 1})),
+            Some("a restore with damaged blocks is not Completed"),
+        ),
+        change(
+            "law 8: an earlier attempt",
+            &running,
+            at("InProgress", 1, 60, 60),
+            Some("an earlier attempt changes nothing"),
+        ),
+        change("law 8: back from Completed", &completed, at("InProgress", 3, 100, 99), Some("Completed is history")),
+        change("law 8: back from Cancelled", &cancelled, at("InProgress", 3, 50, 50), Some("Cancelled is history")),
+        change(
+            "law 9: eleven holes",
+            &running,
+            merged(running.clone(), &json!({"damaged": vec![hole; 11]})),
+            Some("status.damaged"),
+        ),
     ]
 }
 

@@ -60,6 +60,7 @@ pub struct Judged {
     judge: Box<Judge>,
     calls: AtomicU64,
     log: Mutex<Vec<Call>>,
+    answered: Mutex<Vec<Call>>,
     crashed: Notify,
 }
 
@@ -70,8 +71,14 @@ impl Judged {
             judge: Box::new(judge),
             calls: AtomicU64::new(0),
             log: Mutex::default(),
+            answered: Mutex::default(),
             crashed: Notify::new(),
         })
+    }
+
+    /// The calls whose caller was told that they succeeded: one that was given up before is not among them.
+    pub fn answered(&self) -> Vec<Call> {
+        self.answered.lock().expect("no holder panics").clone()
     }
 
     /// Every call so far.
@@ -87,9 +94,9 @@ impl Judged {
     async fn run<T>(&self, action: &'static str, key: &str, perform: Answer<'_, T>) -> Result<T, StoreError> {
         let call = Call { number: self.calls.fetch_add(1, SeqCst), action, key: key.to_owned() };
         let fate = (self.judge)(&call);
-        self.log.lock().expect("no holder panics").push(call);
+        self.log.lock().expect("no holder panics").push(call.clone());
         let error = |kind| StoreError::new(kind, action, key, "a fault of the test");
-        match fate {
+        let answer = match fate {
             Fate::Perform => perform.await,
             Fate::Fail(kind) => Err(error(kind)),
             Fate::PerformAndFail(kind) => {
@@ -109,7 +116,11 @@ impl Judged {
                 tokio::time::sleep(wait).await;
                 perform.await
             }
+        };
+        if answer.is_ok() {
+            self.answered.lock().expect("no holder panics").push(call);
         }
+        answer
     }
 }
 
@@ -126,9 +137,12 @@ impl Objects for Judged {
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         Box::pin(self.run("LIST", prefix, self.inner.list(prefix, token)))
     }
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         let key = keys.first().map_or("", String::as_str);
         Box::pin(self.run("DELETE", key, self.inner.delete(keys)))
+    }
+    fn delete_keys_max(&self) -> usize {
+        self.inner.delete_keys_max()
     }
 }
 
@@ -182,8 +196,11 @@ impl Objects for HoldsBack {
     fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
         self.inner.list(prefix, token)
     }
-    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
         self.inner.delete(keys)
+    }
+    fn delete_keys_max(&self) -> usize {
+        self.inner.delete_keys_max()
     }
 }
 
@@ -200,6 +217,41 @@ pub fn chaotic(inner: Arc<dyn Objects>, seed: u64) -> Arc<Judged> {
             _ => Fate::Perform,
         }
     })
+}
+
+/// Answers a deletion well, but for one key, which stays.
+pub struct Refusing {
+    inner: Arc<dyn Objects>,
+    key: String,
+}
+
+impl Refusing {
+    pub fn new(inner: Arc<dyn Objects>, key: &str) -> Arc<Self> {
+        Arc::new(Self { inner, key: key.to_owned() })
+    }
+}
+
+impl Objects for Refusing {
+    fn put<'a>(&'a self, key: &'a str, body: Body, condition: PutCondition) -> Answer<'a, Stored> {
+        self.inner.put(key, body, condition)
+    }
+    fn get<'a>(&'a self, key: &'a str, range: Range) -> Answer<'a, Option<Fetched>> {
+        self.inner.get(key, range)
+    }
+    fn head<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Meta>> {
+        self.inner.head(key)
+    }
+    fn list<'a>(&'a self, prefix: &'a str, token: Option<String>) -> Answer<'a, Page> {
+        self.inner.list(prefix, token)
+    }
+    fn delete<'a>(&'a self, keys: &'a [String]) -> Answer<'a, Vec<StoreError>> {
+        Box::pin(async move {
+            let (stay, go): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|key| *key == self.key);
+            let mut stays = self.inner.delete(&go).await?;
+            stays.extend(stay.iter().map(|key| StoreError::new(REFUSED, "DELETE", key, "a fault of the test")));
+            Ok(stays)
+        })
+    }
 }
 
 pub const REFUSED: ErrorKind = ErrorKind::Refused(FailureReason::AccessDenied);

@@ -70,6 +70,8 @@ pub enum Fault {
     LoseToken,
     /// Answered 200 without being performed: a store that lies.
     Drop,
+    /// A batch delete is answered 200 with this error for each of its keys, and none is deleted.
+    KeyErrors { code: &'static str },
 }
 
 impl Fault {

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
@@ -159,6 +159,27 @@ pub fn difference(left: &Path, right: &Path) -> Option<String> {
         offset += step as u64;
     }
     None
+}
+
+/// Where a restored volume differs from an image of it. Longhorn restores to the volume's size of today: if the volume has
+/// grown since, the rest must be zeros.
+pub fn difference_after_growth(image: &Path, restored: &Path) -> Option<u64> {
+    let open = |path: &Path| BufReader::with_capacity(1 << 20, File::open(path).expect("it is there"));
+    let (mut image, mut restored) = (open(image).chain(std::io::repeat(0)), open(restored));
+    let (mut expected, mut offset) = (vec![0; 1 << 20], 0);
+    loop {
+        let seen = restored.fill_buf().expect("it can be read");
+        let length = seen.len();
+        image.read_exact(&mut expected[..length]).expect("it never ends");
+        if seen != &expected[..length] {
+            return Some(offset);
+        }
+        if length == 0 {
+            return (offset < image.into_inner().0.into_inner().metadata().expect("open").len()).then_some(offset);
+        }
+        restored.consume(length);
+        offset += length as u64;
+    }
 }
 
 fn length(file: &mut File) -> u64 {

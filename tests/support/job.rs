@@ -11,8 +11,8 @@ use std::{
 use jiff::Timestamp;
 use tidemark::{
     model::{
-        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation, VerifyDepth,
-        job::{Deadlines, JOB_VERSION, Limits, Mode, Owner, S3Location, SnapshotRef, Source},
+        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation, Task, VerifyDepth,
+        job::{BackupTask, Deadlines, JOB_VERSION, Limits, Mode, Owner, S3Location, SnapshotRef, Source},
     },
     store::{
         codec,
@@ -38,13 +38,7 @@ pub fn quick() -> Timing {
 
 /// A job for an image below a new Backup uid; change its fields as the test needs.
 pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
-    JobSpec {
-        v: JOB_VERSION,
-        backup_uid: uid.into(),
-        attempt: AttemptId::new(attempt, [attempt as u8; 10]),
-        attempt_number: attempt as u32,
-        store: StoreLocation::Directory { path: PathBuf::from("/nowhere") },
-        volume: "pvc-test".parse().expect("a volume name"),
+    let task = BackupTask {
         compression: Compression::Lz4,
         block_size: BlockSize::Mi2,
         source: Source { path: image.to_owned(), root: None, bytes: None },
@@ -58,11 +52,33 @@ pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
             shared_with_clusters: false,
         },
         labels: BTreeMap::new(),
+    };
+    JobSpec {
+        v: JOB_VERSION,
+        uid: uid.into(),
+        attempt: AttemptId::new(attempt, [attempt as u8; 10]),
+        attempt_number: attempt as u32,
+        store: StoreLocation::Directory { path: PathBuf::from("/nowhere") },
+        volume: "pvc-test".parse().expect("a volume name"),
+        task: Task::Backup(task),
         limits: Limits { concurrency: None, max_bytes_per_second: None },
         deadlines: Deadlines { stall_seconds: 60, total: now() + jiff::SignedDuration::from_hours(1) },
         report_key: ReportKey::new([7; 32]),
         pod: "test-pod".into(),
     }
+}
+
+/// The same job of a backup, with a change of its task.
+pub fn with_task(mut job: JobSpec, change: impl FnOnce(&mut BackupTask)) -> JobSpec {
+    match &mut job.task {
+        Task::Backup(task) => change(task),
+        Task::Restore(_) => panic!("{job:?} is no backup"),
+    }
+    job
+}
+
+pub fn with_mode(job: JobSpec, mode: Mode) -> JobSpec {
+    with_task(job, |task| task.mode = mode)
 }
 
 pub fn now() -> Timestamp {
@@ -91,6 +107,13 @@ impl Ran {
 /// Runs an attempt to its end, keeping every report that was seen.
 pub async fn run(job: JobSpec, objects: Arc<dyn Objects>) -> Ran {
     run_watched(job, objects, CancellationToken::new(), |_| {}).await
+}
+
+/// The same by another clock: Longhorn's own beside a Longhorn that waits as long, or a short one.
+pub async fn run_by_clock(job: JobSpec, objects: Arc<dyn Objects>, timing: Timing) -> Report {
+    let (sender, _receiver) = watch::channel(attempt::first_report(&job));
+    let (scratch_dir, cancel) = (std::env::temp_dir(), CancellationToken::new());
+    attempt::run(Attempt { job, objects, scratch_dir, timing, cancel }, sender).await
 }
 
 /// The same; `watch` sees each report as it is made.
@@ -141,6 +164,7 @@ pub fn location(endpoint: &str, bucket: &str) -> S3Location {
         endpoint: Some(endpoint.into()),
         force_path_style: true,
         conditional_writes: true,
+        batch_delete: true,
         ..S3Location::default()
     }
 }

@@ -2,26 +2,36 @@
 //! volume images. Each test file takes it with `mod support;`, the demo with a `#[path]`.
 //!
 //! * `control_plane`  etcd and kube-apiserver on loopback, `kubectl`
-//! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`)
+//! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`, `clock`)
 //! * `wire`           a TCP proxy: cut, reset, slow, heal
 //! * `job`            jobs for a worker without an operator
 //! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
+//! * `longhorn`       Longhorn as the other side of a store; `tidemark` our program beside it
+//! * `versitygw`      a real S3 server that others wrote
+//! * `repository`     volumes with a past, for deletion; listings that lie
+//! * `endless`        a store of millions of blocks, computed
 //! * `process`        children that never outlive the test
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
 //! doing, and so that everything here but the control plane can be started without `await`.
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
+mod clock;
 pub mod control_plane;
 pub mod decorators;
+pub mod endless;
 pub mod faults;
 pub mod image;
 pub mod job;
+pub mod longhorn;
 pub mod operator;
 pub mod process;
+pub mod repository;
 mod s3_backend;
 pub mod s3_server;
+pub mod tidemark;
+pub mod versitygw;
 pub mod wire;
 
 use std::{
@@ -30,14 +40,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::tidemark::Tidemark;
 pub use control_plane::ControlPlane;
 pub use faults::{Fault, Kind, Rule};
 pub use image::{Block, Image};
+pub use longhorn::{Longhorn, Place};
 pub use operator::{Home, Operator};
 pub use process::Process;
 pub use s3_server::{ACCESS_KEYS, S3Server};
 pub use tempfile::TempDir;
 use tokio::runtime::Runtime;
+pub use versitygw::Versitygw;
 pub use wire::Wire;
 
 /// The runtime of the servers and wires.
@@ -96,7 +109,7 @@ fn remove_left_behind(base: &Path) {
     }
 }
 
-/// The programs of the control plane: `TIDEMARK_PARTS`, as `make test` sets it, or where tools/parts.sh put them.
+/// The programs that others wrote: `TIDEMARK_PARTS`, as `make test` sets it, or where tools/parts.sh put them.
 pub fn parts() -> PathBuf {
     static PARTS: OnceLock<PathBuf> = OnceLock::new();
     PARTS.get_or_init(find_parts).clone()
@@ -106,7 +119,7 @@ fn find_parts() -> PathBuf {
     let named = environment("TIDEMARK_PARTS").map(PathBuf::from);
     let last = || std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/target/parts")).ok();
     let directory = named.or_else(|| last().map(|text| PathBuf::from(text.trim()))).unwrap_or_default();
-    for program in ["etcd", "kube-apiserver", "kubectl"] {
+    for program in ["etcd", "kube-apiserver", "kubectl", "versitygw"] {
         assert!(
             directory.join(program).exists(),
             "{program} is missing (looked in {directory:?}). `make test` gets it; so does \

@@ -41,7 +41,8 @@ impl S3Auth for Keys {
     }
 }
 
-/// The file system; a LIST page holds at most `page` keys.
+/// The file system; a LIST page holds at most `page` keys. An empty delimiter is none, as S3 has it: Longhorn sends one
+/// before each removal, and s3s-fs 0.14 panics at it.
 pub(super) struct Paged {
     pub(super) files: FileSystem,
     pub(super) page: Arc<AtomicI32>,
@@ -58,7 +59,13 @@ macro_rules! pass_on {
             async fn list_objects_v2(&self, mut request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
                 let asked = request.input.max_keys.unwrap_or(1000);
                 request.input.max_keys = Some(asked.min(self.page.load(SeqCst)));
+                request.input.delimiter = request.input.delimiter.filter(|d| !d.is_empty());
                 self.files.list_objects_v2(request).await
+            }
+
+            async fn list_objects(&self, mut request: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
+                request.input.delimiter = request.input.delimiter.filter(|d| !d.is_empty());
+                self.files.list_objects(request).await
             }
         }
     };
@@ -69,7 +76,6 @@ pass_on! {
     head_bucket: HeadBucketInput => HeadBucketOutput,
     get_bucket_location: GetBucketLocationInput => GetBucketLocationOutput,
     list_buckets: ListBucketsInput => ListBucketsOutput,
-    list_objects: ListObjectsInput => ListObjectsOutput,
     put_object: PutObjectInput => PutObjectOutput,
     get_object: GetObjectInput => GetObjectOutput,
     head_object: HeadObjectInput => HeadObjectOutput,

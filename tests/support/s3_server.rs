@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::watch, task::AbortHandle};
 
 use super::{
+    clock,
     faults::{Fault, Kind, Rule},
     s3_backend::{Keys, Paged},
 };
@@ -77,6 +78,7 @@ struct State {
     service: S3Service,
     keys: Keys,
     page: Arc<std::sync::atomic::AtomicI32>,
+    shift: std::sync::atomic::AtomicI64,
     log: Mutex<Vec<LoggedRequest>>,
     rules: Mutex<Vec<Rule>>,
     pages: Mutex<HashMap<String, Bytes>>,
@@ -109,6 +111,7 @@ impl S3Server {
             service: builder.build(),
             keys,
             page,
+            shift: 0.into(),
             log: Mutex::default(),
             rules: Mutex::default(),
             pages: Mutex::default(),
@@ -144,6 +147,11 @@ impl S3Server {
     /// At most so many keys per LIST page.
     pub fn page_size(&self, keys: i32) {
         self.state.page.store(keys, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// The server's clock is so many seconds ahead of this machine's; negative: behind it.
+    pub fn shift_clock(&self, seconds: i64) {
+        self.state.shift.store(seconds, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// One more rule; earlier ones come first.
@@ -303,12 +311,15 @@ fn describe(request: &Request<Incoming>) -> LoggedRequest {
 
 /// As a sound server does.
 async fn perform(request: Request<Incoming>, entry: &LoggedRequest, state: &State) -> Result<Response<Body>, Closed> {
-    let response = state.service.call(request.map(s3s::Body::from)).await.map_err(|_| Closed)?;
+    let mut response = state.service.call(request.map(s3s::Body::from)).await.map_err(|_| Closed)?;
+    let shift = state.shift.load(std::sync::atomic::Ordering::SeqCst);
     if entry.kind != Kind::List {
+        clock::shift_header(response.headers_mut(), shift);
         return Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()));
     }
     let (parts, body) = response.into_parts();
     let page = body.collect().await.map_err(|_| Closed)?.to_bytes();
+    let page = if shift == 0 { page } else { clock::shift_page(&String::from_utf8_lossy(&page), shift).into() };
     held(&state.pages).insert(entry.key.clone(), page.clone());
     Ok(Response::from_parts(parts, whole(page)))
 }
@@ -354,6 +365,10 @@ async fn strike(
                 .body(whole(Bytes::new()))
                 .expect("a plain answer is valid"))
         }
+        Fault::KeyErrors { code } => {
+            let body = request.into_body().collect().await.map_err(|_| Closed)?.to_bytes();
+            Ok(Response::new(whole(key_errors(&String::from_utf8_lossy(&body), code).into())))
+        }
         Fault::TruncatedBody | Fault::BodyCut | Fault::RepeatedPage | Fault::LoseToken => {
             let before = held(&state.pages).get(&entry.key).cloned();
             let (mut parts, body) = perform(request, entry, state).await?.into_parts();
@@ -381,6 +396,14 @@ fn error_document(status: u16, code: &str, entry: &LoggedRequest) -> Response<Bo
     let body = if entry.method == "HEAD" { Bytes::new() } else { text.into() };
     let answer = Response::builder().status(status).header("content-type", "application/xml");
     answer.body(whole(body)).expect("a status and a type make a valid answer")
+}
+
+/// A `DeleteResult` in which every key of the request failed.
+fn key_errors(request: &str, code: &str) -> String {
+    let keys = request.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
+    let error = |key| format!("<Error><Key>{key}</Key><Code>{code}</Code><Message>told to</Message></Error>");
+    let errors: String = keys.map(error).collect();
+    format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<DeleteResult>{errors}</DeleteResult>")
 }
 
 /// Reads the body to its end: the client has sent everything and waits.

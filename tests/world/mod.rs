@@ -3,6 +3,8 @@
 //! count never falls within an attempt. At a test's end no status write may have been refused by a rule of the CRD.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod bucket;
+
 use std::{
     sync::{
         Arc,
@@ -18,9 +20,10 @@ use super::support::{
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
+    core::object::HasStatus,
 };
 use serde_json::json;
-use tidemark::api::{Backup, BackupState, BackupStatus};
+use tidemark::api::{Backup, BackupState, BackupStatus, Restore, RestoreState, RestoreStatus};
 
 pub const BUCKET: &str = "backups";
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -104,7 +107,30 @@ impl World {
         self.backups().patch(name, &params, &Patch::Merge(&patch)).await.expect("the API server takes the verb");
     }
 
-    /// Waits until the status is as wanted.
+    /// A Restore of that Backup to a file of the operator's volumes; `more` goes over it.
+    pub async fn restore(&self, name: &str, backup: &str, file: &str, more: serde_json::Value) {
+        let path = self.home.volumes().join(file);
+        let mut spec = json!({
+            "backupRef": {"name": backup},
+            "hostDevice": {"path": path, "nodeName": "local"},
+            "retry": {"limit": 6, "backoff": "1s", "maxBackoff": "2s"},
+        });
+        merge(&mut spec, more);
+        let restore = json!({"apiVersion": "tidemark.dev/v1alpha1", "kind": "Restore", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec});
+        self.plane.apply(&restore.to_string()).await;
+    }
+
+    pub fn restores(&self) -> Api<Restore> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    pub async fn patch_restore(&self, name: &str, spec: serde_json::Value) {
+        let patch = json!({"spec": spec});
+        let params = PatchParams::default();
+        self.restores().patch(name, &params, &Patch::Merge(&patch)).await.expect("the API server takes the verb");
+    }
+
+    /// Waits until a Backup's status is as wanted.
     pub async fn until(
         &self,
         operator: &Operator,
@@ -112,22 +138,26 @@ impl World {
         what: &str,
         wanted: impl Fn(&BackupStatus) -> bool,
     ) -> BackupStatus {
-        let backups = self.backups();
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let seen = backups.get(name).await.ok().and_then(|b| b.status);
-            if let Some(status) = seen.as_ref().filter(|s| wanted(s)) {
-                return status.clone();
-            }
-            if Instant::now() > end {
-                panic!("{name}: not {what} in time. Seen: {seen:#?}\n{}", operator.tail());
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        until(self.backups(), operator, (name, what), wanted).await
     }
 
     pub async fn completed(&self, operator: &Operator, name: &str) -> BackupStatus {
         self.until(operator, name, "Completed", |s| s.state == Some(BackupState::Completed)).await
+    }
+
+    /// Waits until a Restore's status is as wanted.
+    pub async fn until_restore(
+        &self,
+        operator: &Operator,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&RestoreStatus) -> bool,
+    ) -> RestoreStatus {
+        until(self.restores(), operator, (name, what), wanted).await
+    }
+
+    pub async fn restored(&self, operator: &Operator, name: &str) -> RestoreStatus {
+        self.until_restore(operator, name, "Completed", |s| s.state == Some(RestoreState::Completed)).await
     }
 
     /// The laws held at every sample, no rule had to hold them for us, and a restart lost nothing.
@@ -142,6 +172,29 @@ impl World {
         let samples = self.sampler.samples.load(SeqCst);
         assert!(samples > 0, "nothing was sampled");
         println!("{samples} samples: acknowledged was never more than what is in the bucket");
+    }
+}
+
+async fn until<K>(
+    objects: Api<K>,
+    operator: &Operator,
+    (name, what): (&str, &str),
+    wanted: impl Fn(&K::Status) -> bool,
+) -> K::Status
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + HasStatus,
+    K::Status: Clone + std::fmt::Debug,
+{
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let seen = objects.get(name).await.ok().and_then(|object| object.status().cloned());
+        if let Some(status) = seen.as_ref().filter(|s| wanted(s)) {
+            return status.clone();
+        }
+        if Instant::now() > end {
+            panic!("{name}: not {what} in time. Seen: {seen:#?}\n{}", operator.tail());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -203,6 +256,15 @@ pub async fn metric(operator: &Operator, name: &str) -> Option<f64> {
 
 pub fn acknowledged(status: &BackupStatus) -> i64 {
     status.progress.as_ref().map_or(0, |p| p.acknowledged_blocks)
+}
+
+pub fn restored(status: &RestoreStatus) -> i64 {
+    status.progress.as_ref().map_or(0, |p| p.restored_blocks)
+}
+
+/// The store gives this many blocks more and then lets every other wait until it is healed.
+pub fn hold_downloads_after(s3: &S3Server, blocks: u64) {
+    s3.fault(Rule::new(Fault::Hold).on(Kind::Get).key("/blocks/").after(blocks));
 }
 
 /// The store takes this many blocks more and then lets every other wait until it is healed: an upload stands still at

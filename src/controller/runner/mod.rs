@@ -1,7 +1,7 @@
 //! Who runs workers. One protocol, and here the interface between it and whatever starts programs: local child
 //! processes today (`process`), Kubernetes Jobs later.
 //!
-//! A runner knows nothing of Backups, states or policies. It starts at most one worker per attempt, finds it again after
+//! A runner knows nothing of Backups, Restores, states or policies, and does not care what a job's task is. It starts at most one worker per attempt, finds it again after
 //! the operator was restarted, and hands over what the worker said on the two carriers that need no network. Every verb
 //! may be repeated at any time: starting what was started means adopting it.
 
@@ -13,29 +13,29 @@ use futures::future::BoxFuture;
 
 use crate::model::{AttemptId, Credentials, JobSpec, ReportKey};
 
-/// One attempt of one Backup: the name of everything a runner makes for it.
+/// One attempt of one object: the name of everything a runner makes for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttemptRef {
-    backup_uid: String,
+    uid: String,
     number: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not <backup uid>-<attempt number>")]
+#[error("{0:?} is not <uid>-<attempt number>")]
 pub struct NotAnAttempt(String);
 
 impl AttemptRef {
     /// The uid becomes part of a file's name: only letters, digits and `-`.
-    pub fn new(backup_uid: &str, number: u32) -> Result<Self, NotAnAttempt> {
+    pub fn new(uid: &str, number: u32) -> Result<Self, NotAnAttempt> {
         let is_fit = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-        match !backup_uid.is_empty() && backup_uid.len() <= 64 && backup_uid.bytes().all(is_fit) {
-            true => Ok(Self { backup_uid: backup_uid.to_owned(), number }),
-            false => Err(NotAnAttempt(backup_uid.chars().take(80).collect())),
+        match !uid.is_empty() && uid.len() <= 64 && uid.bytes().all(is_fit) {
+            true => Ok(Self { uid: uid.to_owned(), number }),
+            false => Err(NotAnAttempt(uid.chars().take(80).collect())),
         }
     }
 
-    pub fn backup_uid(&self) -> &str {
-        &self.backup_uid
+    pub fn uid(&self) -> &str {
+        &self.uid
     }
 
     pub fn number(&self) -> u32 {
@@ -45,7 +45,7 @@ impl AttemptRef {
 
 impl fmt::Display for AttemptRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.backup_uid, self.number)
+        write!(f, "{}-{}", self.uid, self.number)
     }
 }
 

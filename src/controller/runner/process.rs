@@ -1,6 +1,6 @@
 //! Workers as local child processes: development, tests, the demo, one machine without a kubelet.
 //!
-//! Everything about an attempt lies in one directory, `<state-dir>/<backup uid>-<attempt number>/`:
+//! Everything about an attempt lies in one directory, `<state-dir>/<uid>-<attempt number>/`:
 //!
 //! | file | what |
 //! |---|---|
@@ -35,7 +35,7 @@ use futures::{FutureExt, future::BoxFuture};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{AttemptRef, Run, Runner, RunnerError, Worker};
-use crate::model::{Credentials, JobSpec, limits, report::LOG_WORD};
+use crate::model::{AttemptId, Credentials, JobSpec, ReportKey, limits, report::LOG_WORD};
 
 /// After SIGTERM a worker has this long to journal and release its lock; then it is killed. 30 s are the worker's own
 /// promise, 5 s are for the machine.
@@ -81,7 +81,7 @@ impl ProcessRunner {
 impl Runner for ProcessRunner {
     fn start<'a>(&'a self, job: &'a JobSpec, keys: &'a Credentials) -> BoxFuture<'a, Result<(), RunnerError>> {
         async {
-            let attempt = AttemptRef::new(&job.backup_uid, job.attempt_number)
+            let attempt = AttemptRef::new(&job.uid, job.attempt_number)
                 .map_err(|e| RunnerError::JobUnreadable { path: self.state_dir.clone(), problem: e.to_string() })?;
             let room = self.room(&attempt);
             let (job, keys) = (job.clone(), keys.clone());
@@ -207,6 +207,16 @@ fn exit_code(status: std::process::ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
+/// As much of a job as is needed to judge its worker's reports: another version's job is read as well, so that an upgrade
+/// finds the workers that run.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    attempt: AttemptId,
+    pod: String,
+    report_key: ReportKey,
+}
+
 /// One attempt's directory.
 #[derive(Clone)]
 struct Room {
@@ -268,7 +278,7 @@ impl Room {
         let path = self.dir.join("job.json");
         let unreadable = |problem: String| RunnerError::JobUnreadable { path: path.clone(), problem };
         let text = self.read("job.json")?.ok_or_else(|| unreadable("it is missing".into()))?;
-        let job: JobSpec = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
+        let job: Envelope = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
         let run = Run { attempt: job.attempt, pod: job.pod, key: job.report_key };
         if process.is_alive() {
             let address = self.read("address")?.and_then(|text| text.trim().parse::<SocketAddr>().ok());

@@ -1,20 +1,35 @@
-//! ClusterBackupTarget: a bucket is looked at, and its conditions say what was seen and what would cure it.
+//! ClusterBackupTarget: a bucket is looked at, and its conditions say what was seen and what would cure it. This is the one
+//! room of the controller that talks to the store; others order errands here.
+//!
+//! * `probe`, `standing`  is the bucket there, and what that means; `resolve` spec and Secret as one
+//! * `catalogue`   what it holds, counted; `discovery` Backups for records that have none
+//! * `references`  who keeps a target from being deleted
+//! * `errands`     work that outlives a reconcile: `lookup` of one record, `removal` of one backup's data
+//! * `breaker`, `ground`  whether data may be removed now
 //!
 //! observe (the Secret from the cache, a probe of the bucket when one is due) → decide (`standing`, pure) → status. A
 //! probe is due at first, after each change of spec or Secret, and every `checkInterval`; a failed one again after 15 s.
-//! Between probes only the count of references moves. Nothing here changes the bucket but the probe's own object.
+//! While the bucket answers it is looked through as often, or less often if that takes long.
 
+pub mod breaker;
+pub mod catalogue;
+pub mod discovery;
+pub mod errands;
+pub mod ground;
+pub mod lookup;
 pub mod probe;
+pub mod references;
+pub mod removal;
 pub mod resolve;
 pub mod standing;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -24,6 +39,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use self::{
+    catalogue::{Books, Look},
+    errands::{Desk, Lies},
     probe::within_deadline,
     resolve::{Resolved, resolve},
     standing::{Looked, Rivals, claims, note},
@@ -36,9 +53,10 @@ use super::{
 };
 use crate::{
     api::{
-        ClusterBackupTarget, ClusterBackupTargetStatus, ConditionType, GROUP, VERSION,
+        Cause, Claim, ClusterBackupTarget, ClusterBackupTargetStatus, ConditionType, GROUP, Truth, VERSION,
+        common::count,
         conditions::{conditions, find},
-        target::{BackupCounts, Capabilities},
+        target::Capabilities,
     },
     metrics::{Kind, StatusWrite},
     telemetry,
@@ -48,6 +66,10 @@ use crate::{
 const RECHECK_INTERVAL: Duration = Duration::from_secs(15);
 /// How often the number of references is brought up to date.
 const COUNT_INTERVAL: Duration = Duration::from_secs(30);
+/// How often a target that is being deleted is looked at: those that refer to it go.
+const LEAVING_INTERVAL: Duration = Duration::from_secs(2);
+/// After its finalizers were changed: time for the cache to see it.
+const HELD_PAUSE: Duration = Duration::from_millis(200);
 
 /// When each target was probed last, by its uid, and what that showed.
 #[derive(Default)]
@@ -64,6 +86,30 @@ struct Check {
 pub struct Targets {
     pub context: Arc<Context>,
     pub checks: Checks,
+    pub looks: Arc<Desk<Look>>,
+    pub books: Books,
+}
+
+impl Targets {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context, checks: Checks::default(), looks: Arc::default(), books: Books::default() }
+    }
+
+    /// Forgets every target that is no more.
+    fn forget(&self) {
+        let lives: HashSet<String> = self.context.targets.state().iter().filter_map(|t| t.uid()).collect();
+        self.checks.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| lives.contains(uid));
+        self.looks.retain(&lives);
+        self.books.retain(|uid| lives.contains(uid));
+    }
+}
+
+/// All that a target's next status rests on.
+struct Facts {
+    check: Check,
+    look: Lies<Look>,
+    references: i64,
+    rivals: Rivals,
 }
 
 /// One pass over one target.
@@ -81,19 +127,37 @@ pub fn after_error(target: Arc<ClusterBackupTarget>, error: &ApiError, _: Arc<Ta
 }
 
 async fn pass(target: &ClusterBackupTarget, targets: &Targets) -> Result<Action, ApiError> {
-    if target.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
-    }
     let context = &targets.context;
-    let check = check(target, targets).await;
-    let status = next_status(target, context, &check);
+    let references = references::count(target, context);
+    if references::hold(target, references, context).await? {
+        return Ok(Action::requeue(HELD_PAUSE));
+    }
     let before = target.status.clone().unwrap_or_default();
+    if target.metadata.deletion_timestamp.is_some() {
+        targets.forget();
+        let status = leaving_status(target, references);
+        if status != before {
+            write(target, context, &status, &before).await?;
+        }
+        return Ok(Action::requeue(LEAVING_INTERVAL));
+    }
+    let check = check(target, targets).await;
+    let uid = target.uid().unwrap_or_default();
+    let interval = interval(target, &check.looked);
+    if let Looked::Probed(resolved, probed) = &check.looked
+        && catalogue::is_due(&targets.looks.look(&uid), interval)
+    {
+        let seen = catalogue::Seen { resolved, clock_skew: probed.clock_skew };
+        catalogue::order(context, &targets.looks, &targets.books, target, &seen);
+    }
+    let due = interval.saturating_sub(check.at.elapsed());
+    let facts = Facts { check, look: targets.looks.look(&uid), references, rivals: defaults(target, context) };
+    let status = next_status(target, context, &facts);
     if status != before {
-        write(target, context, &status, &before, &check).await?;
+        write(target, context, &status, &before).await?;
     } else {
         context.metrics.status_written(StatusWrite::Identical);
     }
-    let due = interval(target, &check.looked).saturating_sub(check.at.elapsed());
     Ok(Action::requeue(due.clamp(Duration::from_millis(100), COUNT_INTERVAL)))
 }
 
@@ -148,36 +212,73 @@ fn interval(target: &ClusterBackupTarget, looked: &Looked) -> Duration {
     }
 }
 
-fn next_status(target: &ClusterBackupTarget, context: &Context, check: &Check) -> ClusterBackupTargetStatus {
+fn next_status(target: &ClusterBackupTarget, context: &Context, facts: &Facts) -> ClusterBackupTargetStatus {
+    let Facts { check, look, references, rivals } = facts;
     let before = target.status.clone().unwrap_or_default();
-    let uid = target.uid().unwrap_or_default();
-    let is_ours = |s: &crate::api::BackupStatus| s.target.as_ref().is_some_and(|t| t.uid == uid);
-    let backups = context.backups.state();
-    let references = backups.iter().filter(|b| b.status.as_ref().is_some_and(is_ours)).count();
     let capabilities = match &check.looked {
         Looked::Probed(_, probed) => Some(Capabilities {
             conditional_writes: probed.conditional_writes,
-            batch_delete: true,
-            list_page_size: crate::model::limits::LIST_PAGE,
+            batch_delete: probed.batch_delete,
+            list_page_size: probed.list_page_size,
         }),
         Looked::Unresolved(_) | Looked::Unprobed(..) => before.capabilities.clone(),
     };
-    let claims = claims(&check.looked, defaults(target, context));
+    let mut claims = claims(&check.looked, *rivals);
+    let (mut volumes, mut backups, mut last) =
+        (before.volumes, before.backups.clone(), before.last_catalogue_time.clone());
+    let mut kept = Vec::new();
+    match look {
+        // While a look is under way, the last one's words stand.
+        Lies::Nothing | Lies::UnderWay => match find(&before.conditions, ConditionType::Catalogued) {
+            Some(was) => {
+                kept.push(Condition { observed_generation: target.metadata.generation, ..was.clone() });
+            }
+            None => claims.push(Claim::new(
+                ConditionType::Catalogued,
+                Truth::Unknown,
+                Cause::NotCountedYet,
+                "The bucket was not looked through yet",
+            )),
+        },
+        Lies::Done { outcome, .. } => {
+            claims.push(catalogue::claim(&outcome.outcome));
+            if let Ok(counts) = &outcome.outcome {
+                volumes = Some(count(counts.volumes));
+                backups = Some(counts.for_status());
+                last = Some(Time(outcome.time));
+            }
+        }
+    }
+    let mut conditions =
+        conditions(&before.conditions, &claims, target.metadata.generation, whole_seconds(telemetry::now()));
+    conditions.extend(kept);
     ClusterBackupTargetStatus {
         observed_generation: target.metadata.generation.unwrap_or(0),
         cluster: Some(context.cluster.clone()),
         capabilities,
         last_check_time: Some(Time(check.time)),
-        // Volumes and records in the bucket are counted by the catalogue, which is not built yet.
-        volumes: None,
-        backups: None::<BackupCounts>,
-        references: Some(i64::try_from(references).unwrap_or(i64::MAX)),
-        conditions: conditions(
-            &before.conditions,
-            &claims,
-            target.metadata.generation,
-            whole_seconds(telemetry::now()),
-        ),
+        volumes,
+        backups,
+        last_catalogue_time: last,
+        deletions: before.deletions.clone(),
+        references: Some(*references),
+        conditions,
+    }
+}
+
+/// Of a target that is being deleted: who keeps it, and nothing else changes.
+fn leaving_status(target: &ClusterBackupTarget, references: i64) -> ClusterBackupTargetStatus {
+    let before = target.status.clone().unwrap_or_default();
+    let claims = references::claims(&target.name_any(), references);
+    let now = whole_seconds(telemetry::now());
+    let mut written = conditions(&before.conditions, &claims, target.metadata.generation, now);
+    let is_kept = |c: &&Condition| !["Ready", "Reconciling", "Stalled"].contains(&c.type_.as_str());
+    written.extend(before.conditions.iter().filter(is_kept).cloned());
+    ClusterBackupTargetStatus {
+        observed_generation: target.metadata.generation.unwrap_or(0),
+        references: Some(references),
+        conditions: written,
+        ..before
     }
 }
 
@@ -193,7 +294,6 @@ async fn write(
     context: &Context,
     status: &ClusterBackupTargetStatus,
     before: &ClusterBackupTargetStatus,
-    check: &Check,
 ) -> Result<(), ApiError> {
     let api: Api<ClusterBackupTarget> = Api::all(context.client.clone());
     let patch = json!({
@@ -216,12 +316,14 @@ async fn write(
             return Err(error);
         }
     }
-    let reason = |s: &ClusterBackupTargetStatus| {
-        find(&s.conditions, ConditionType::Ready).map(|c| (c.status.clone(), c.reason.clone()))
-    };
-    if reason(before) != reason(status) {
-        tracing::info!(target = %target.name_any(), ready = ?reason(status), "Target changed");
-        if let Some(note) = note(&claims(&check.looked, defaults(target, context))) {
+    for kind in [ConditionType::Ready, ConditionType::Catalogued] {
+        let word =
+            |s: &ClusterBackupTargetStatus| find(&s.conditions, kind).map(|c| (c.status.clone(), c.reason.clone()));
+        if word(before) == word(status) {
+            continue;
+        }
+        tracing::info!(target = %target.name_any(), condition = %kind, now = ?word(status), "Target changed");
+        if let Some(note) = find(&status.conditions, kind).and_then(note) {
             context.publish(target, note, "Check".into());
         }
     }

@@ -12,6 +12,10 @@ use crate::model::{Credentials, FailureReason, StoreLocation};
 pub struct Probed {
     /// A second create of the same key was refused.
     pub conditional_writes: bool,
+    /// One request deleted several objects.
+    pub batch_delete: bool,
+    /// Keys on one page of a listing.
+    pub list_page_size: i32,
     /// The store's clock less ours.
     pub clock_skew: SignedDuration,
 }
@@ -35,7 +39,12 @@ pub fn prober() -> Prober {
         Box::pin(async move {
             let probed = crate::store::probe::probe(&location, &credentials).await;
             probed
-                .map(|p| Probed { conditional_writes: p.conditional_writes, clock_skew: p.clock_skew })
+                .map(|p| Probed {
+                    conditional_writes: p.conditional_writes,
+                    batch_delete: p.batch_delete,
+                    list_page_size: p.list_page_size,
+                    clock_skew: p.clock_skew,
+                })
                 .map_err(|error| ProbeFailed { reason: error.reason(), message: error.to_string() })
         })
     })

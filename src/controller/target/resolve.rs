@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Secret;
 
 use crate::{
     api::{ClusterBackupTargetSpec, InvalidField, InvalidSecret, SecretSettings, target::CredentialsMode},
-    controller::backup::queue::TargetLimits,
+    controller::work::queue::TargetLimits,
     model::{BlockSize, Compression, Credentials, StoreLocation, job::S3Location},
 };
 

@@ -1,6 +1,7 @@
 //! How a target stands: pure, from what its words mean and what the bucket showed.
 
 use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     probe::{ProbeFailed, Probed},
@@ -8,7 +9,7 @@ use super::{
 };
 use crate::{
     api::{Cause, Claim, ConditionType, Reason, Truth},
-    controller::backup::standing::{Note, Severity},
+    controller::work::standing::{Note, Severity},
     model::FailureReason,
 };
 
@@ -123,11 +124,11 @@ fn is_passing(reason: FailureReason) -> bool {
     matches!(reason, FailureReason::StoreUnavailable | FailureReason::Throttled | FailureReason::UploadFailed)
 }
 
-/// What is worth an event when Ready's reason changed.
-pub fn note(claims: &[Claim]) -> Option<Note> {
-    let ready = claims.iter().find(|c| c.condition == ConditionType::Ready)?;
-    let severity = if ready.truth == Truth::True { Severity::Normal } else { Severity::Warning };
-    Some(Note { severity, reason: ready.reason.as_str().to_owned(), text: ready.message.clone() })
+/// What is worth an event when a condition's word changed. What is not known yet is no news.
+pub fn note(condition: &Condition) -> Option<Note> {
+    let severity = if condition.status == Truth::True.as_str() { Severity::Normal } else { Severity::Warning };
+    let is_known = condition.status != Truth::Unknown.as_str();
+    is_known.then(|| Note { severity, reason: condition.reason.clone(), text: condition.message.clone() })
 }
 
 #[cfg(test)]
@@ -140,7 +141,7 @@ mod tests {
             credentials: Default::default(),
             compression: Default::default(),
             block_size: Default::default(),
-            limits: crate::controller::backup::queue::TargetLimits { total: 1, per_namespace: 1 },
+            limits: crate::controller::work::queue::TargetLimits { total: 1, per_namespace: 1 },
             bytes_per_second: None,
             notes: vec![],
         };
@@ -168,7 +169,12 @@ mod tests {
     fn a_clock_that_is_off_and_a_second_default_are_not_ready() {
         use {ConditionType::*, Truth::*};
         let Looked::Unprobed(resolved, _) = failed(FailureReason::Bug) else { unreachable!() };
-        let probed = |seconds| Probed { conditional_writes: true, clock_skew: SignedDuration::from_secs(seconds) };
+        let probed = |seconds| Probed {
+            conditional_writes: true,
+            batch_delete: true,
+            list_page_size: 1000,
+            clock_skew: SignedDuration::from_secs(seconds),
+        };
         let off = claims(&Looked::Probed(resolved.clone(), probed(-61)), Rivals::None);
         assert_eq!(truth(&off, ClockInStep), Some((False, "ClockSkew")));
         assert_eq!(truth(&off, Ready), Some((False, "ClockSkew")));

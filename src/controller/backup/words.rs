@@ -1,0 +1,57 @@
+//! What a Backup says in its own words: conditions of its domain, and texts.
+
+use crate::{
+    api::{Cause, Claim, ConditionType, Truth},
+    controller::work::standing::{Standing, Words},
+    model::{Phase, Report},
+};
+
+pub(super) const WORDS: Words = Words {
+    planning: "The worker takes its lock and lists the volume's blocks",
+    not_heard: "No report from the worker for a while; it may still be uploading",
+    reading_back: "The record is being read back",
+    completed: "Every block is acknowledged and the record was read back equal",
+    cancelled: "Cancelled by spec.cancel; blocks that were sent stay in the bucket until they are swept",
+    deleting: "The worker is being stopped; data in the bucket is retained",
+    anew: "create a new Backup",
+};
+
+/// `SnapshotReady`, `DataAcknowledged`, `RecordCommitted`. A host device needs no snapshot of ours.
+pub(super) fn domain(standing: &Standing) -> Vec<Claim> {
+    use {Cause as C, ConditionType as T};
+    let snapshot = match standing {
+        Standing::Waiting { .. } | Standing::Cancelled { .. } => (Truth::False, C::NotYet, "Nothing is read"),
+        _ => (Truth::True, C::NotNeeded, "A host device is read as it is"),
+    };
+    let is_acknowledged = match standing {
+        Standing::Completed { .. } => true,
+        _ => standing.heard().is_some_and(|h| h.report.phase >= Phase::WritingRecord && h.is_complete()),
+    };
+    let data = match is_acknowledged {
+        true => (Truth::True, C::AllBlocksAcknowledged, "The store acknowledged every block the record names"),
+        false => (Truth::False, C::BlocksOutstanding, "Not every block is acknowledged"),
+    };
+    let record = match standing {
+        Standing::Completed { .. } => {
+            (Truth::True, C::RecordReadBack, "The record was acknowledged and read back equal")
+        }
+        _ => (Truth::False, C::RecordOutstanding, "The record is not written and read back"),
+    };
+    vec![
+        Claim::new(T::SnapshotReady, snapshot.0, snapshot.1, snapshot.2),
+        Claim::new(T::DataAcknowledged, data.0, data.1, data.2),
+        Claim::new(T::RecordCommitted, record.0, record.1, record.2),
+    ]
+}
+
+pub(super) fn brought(report: &Report) -> String {
+    let p = report.backup();
+    let name = match &report.outcome {
+        Some(crate::model::Outcome::Completed { backup, .. }) => backup.as_str(),
+        _ => "The backup",
+    };
+    format!(
+        "{name} is complete: {} blocks, {} uploaded, {} reused, {} resumed",
+        p.acknowledged_blocks, p.uploaded_blocks, p.reused_blocks, p.resumed_blocks
+    )
+}

@@ -1,0 +1,401 @@
+//! What is done about an object: `decide(&Observed, now) -> Decision`, pure and total.
+//!
+//! The state in status is where the decision begins; there is no other memory. A step is one act that may be repeated;
+//! what it changed is seen on the next pass. Status is written before the step is done, so that an attempt stands in
+//! status before its worker exists, and a failure is shown before anything is cleaned up.
+//!
+//! Three rules hold everything else:
+//! 1. Completed and Cancelled are history: nothing changes them. A verification after completion is told beside it.
+//! 2. A new attempt begins only when the worker of the old one has ended.
+//! 3. What a worker said last counts, whether it still runs or not: the outcome of a report is final.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{
+    observe::{
+        Finalizer, Heard, Keys, Life, Observed, Place, Refusal, Seen, Target, WorkerSeen, failure_reason,
+        has_progressed,
+    },
+    queue::{Limit, Slot},
+    retry::{self, Past, Progressed},
+    standing::{Activity, Chosen, Failed, Standing, WhatNext},
+    verifying::verifying,
+};
+use crate::{
+    api::{Cause, Reason, Stage, backup::QueueLimit},
+    controller::time::{later, until},
+    model::{Failure, FailureReason, Outcome, Phase},
+};
+
+/// One act, idempotent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Nothing,
+    AddFinalizer,
+    AskForSlot,
+    StartWorker,
+    OfferCredentials,
+    StopWorker,
+    /// Removes what is left of an ended worker.
+    RemoveWorker,
+    RemoveFinalizer,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    pub step: Step,
+    pub standing: Standing,
+}
+
+fn decided(step: Step, standing: Standing) -> Decision {
+    Decision { step, standing }
+}
+
+/// After this long without a report the reason says so.
+pub const QUIET: Duration = Duration::from_secs(10);
+/// A worker knows its own deadline; this much later it is ended for it.
+pub const DEADLINE_GRACE: Duration = Duration::from_secs(60);
+/// A worker that said its last word has this long to end by itself.
+const LEAVE_GRACE: Duration = Duration::from_secs(30);
+/// What is due is looked at not before this, in case it cannot be done at once, and a timer is not set for longer than that.
+const LOOK_AGAIN_MIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// What is to be done now, and how the object stands.
+pub fn decide(o: &Observed, now: Timestamp) -> Decision {
+    if o.wish.life == Life::Deleting {
+        return deleting(o);
+    }
+    match o.status.state {
+        Some(Stage::Completed) => verifying(o, now).unwrap_or_else(|| history(o, now)),
+        Some(Stage::Cancelled | Stage::Deleting) => history(o, now),
+        _ if o.wish.cancel => cancelling(o),
+        None | Some(Stage::Pending) => pending(o, now),
+        Some(Stage::Error) => resting(o, now),
+        Some(Stage::Starting | Stage::InProgress | Stage::Closing) => {
+            match o.status.reason.as_deref() == Some(Cause::WaitingForOldWorker.as_str()) {
+                true => pending(o, now),
+                false => running(o, now),
+            }
+        }
+    }
+}
+
+fn deleting(o: &Observed) -> Decision {
+    let unchanged = Standing::Unchanged { again: None };
+    match &o.worker {
+        WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Deleting),
+        WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) }),
+        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present && !o.wish.holds => {
+            decided(Step::RemoveFinalizer, unchanged)
+        }
+        // What is to go with it is looked after by upkeep, which sees on the next pass that the worker is gone.
+        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => {
+            decided(Step::Nothing, Standing::Unchanged { again: Some(Duration::from_secs(1)) })
+        }
+        WorkerSeen::Absent => decided(Step::Nothing, unchanged),
+    }
+}
+
+/// Nothing changes but what is left of the worker.
+fn history(o: &Observed, now: Timestamp) -> Decision {
+    let look = |again| Standing::Unchanged { again };
+    match &o.worker {
+        WorkerSeen::Alive { .. } => {
+            let said = o.status.completion_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+            let step = if now > later(said, LEAVE_GRACE) { Step::StopWorker } else { Step::Nothing };
+            decided(step, look(Some(Duration::from_secs(1))))
+        }
+        WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, look(Some(Duration::ZERO))),
+        WorkerSeen::Absent => {
+            let again = o.wish.look_again.map(|at| until(at, now).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
+            decided(idle_finalizer(o), look(again))
+        }
+    }
+}
+
+/// What is done about the finalizer while no worker is there and none will come by itself.
+fn idle_finalizer(o: &Observed) -> Step {
+    match (o.wish.finalizer, o.wish.holds) {
+        (Finalizer::Absent, true) => Step::AddFinalizer,
+        (Finalizer::Present, false) => Step::RemoveFinalizer,
+        (Finalizer::Absent, false) | (Finalizer::Present, true) => Step::Nothing,
+    }
+}
+
+fn cancelling(o: &Observed) -> Decision {
+    if let Some(completed) = completed(o) {
+        return completed;
+    }
+    match &o.worker {
+        WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Cancelling),
+        WorkerSeen::Absent | WorkerSeen::Ended { .. } => {
+            decided(Step::Nothing, Standing::Cancelled { heard: o.worker.heard().cloned().map(Box::new) })
+        }
+    }
+}
+
+/// No attempt is under way: the first one, or the next, is to begin.
+fn pending(o: &Observed, now: Timestamp) -> Decision {
+    let (place, target) = match (&o.place, &o.target) {
+        (Seen::Usable(place), Seen::Usable(target)) => (place, target),
+        (Seen::Refused(refusal), _) | (Seen::Usable(_), Seen::Refused(refusal)) => {
+            return refused(o, refusal.reason, refusal.message.clone(), now);
+        }
+        (Seen::Waiting(missing), _) | (Seen::Usable(_), Seen::Waiting(missing)) => return waiting(o, missing, now),
+    };
+    if now >= waiting_deadline(o, o.wish.deadlines.total, now) {
+        let message = format!("No attempt could begin within deadlines.total ({} s)", o.wish.deadlines.total.as_secs());
+        return failed(o, Failure::new(FailureReason::DeadlineExceeded, message, None, now), now);
+    }
+    match &o.worker {
+        WorkerSeen::Alive { .. } => return decided(Step::StopWorker, Standing::WaitingForOldWorker),
+        WorkerSeen::Ended { .. } => {
+            return decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) });
+        }
+        WorkerSeen::Absent => {}
+    }
+    let chosen = Box::new(chosen(place, target));
+    match (o.slot, o.wish.finalizer) {
+        (Slot::Gathering, _) => decided(Step::AskForSlot, Standing::Queued { limit: None, chosen }),
+        (Slot::Waiting(limit), _) => {
+            decided(Step::AskForSlot, Standing::Queued { limit: Some(shown_limit(o).unwrap_or(limit)), chosen })
+        }
+        (Slot::Held, Finalizer::Absent) => {
+            decided(Step::AddFinalizer, Standing::Unchanged { again: Some(Duration::ZERO) })
+        }
+        (Slot::Held, Finalizer::Present) => {
+            let number = o.status.attempt.as_ref().map_or(0, |a| a.number).saturating_add(1);
+            decided(Step::Nothing, Standing::Beginning { number, id: o.fresh_id.clone(), chosen })
+        }
+    }
+}
+
+/// The limit is written once while a Backup waits: which one it is may change with every Backup that ends, and hundreds
+/// of waiting ones would be rewritten each time.
+fn shown_limit(o: &Observed) -> Option<Limit> {
+    match o.status.queue.as_ref()?.limit {
+        QueueLimit::Operator => Some(Limit::Operator),
+        QueueLimit::Target => Some(Limit::Target),
+        QueueLimit::Namespace => Some(Limit::Namespace),
+        QueueLimit::Volume => Some(Limit::Volume),
+        QueueLimit::Node | QueueLimit::Driver => None,
+    }
+}
+
+fn chosen(place: &Place, target: &Target) -> Chosen {
+    Chosen { target: target.chosen.clone(), location: target.resolved.location.clone(), place: place.clone() }
+}
+
+fn waiting(o: &Observed, missing: &Refusal, now: Timestamp) -> Decision {
+    // Before the first attempt the wait has a deadline of its own; later the whole deadline is enough.
+    let (limit, name) = match o.status.attempt {
+        None => (o.wish.deadlines.start, "start"),
+        Some(_) => (o.wish.deadlines.total, "total"),
+    };
+    if now >= waiting_deadline(o, limit, now) {
+        let message = format!("{} (waited for deadlines.{name}, {} s)", missing.message, limit.as_secs());
+        return refused(o, missing.reason, message, now);
+    }
+    decided(Step::Nothing, Standing::Waiting { missing: missing.clone() })
+}
+
+/// Waiting is counted from the start of work, or from the last failure.
+fn waiting_deadline(o: &Observed, limit: Duration, now: Timestamp) -> Timestamp {
+    let started = o.status.start_time.as_ref().map_or(now, |t| t.0);
+    let failed = o.status.failure.as_ref().and_then(|f| f.time.as_ref()).map_or(started, |t| t.0);
+    later(started.max(failed), limit)
+}
+
+/// Failed, and waiting for a retry or for a person.
+fn resting(o: &Observed, now: Timestamp) -> Decision {
+    let is_asked = o.wish.retry_request.is_some() && o.wish.retry_request != o.status.observed_retry_request;
+    let due = o.status.next_retry_time.as_ref().map(|t| t.0);
+    if is_asked || due.is_some_and(|at| now >= at) {
+        return pending(o, now);
+    }
+    let again = due.map(|at| until(at, now));
+    let soon = |wait: Duration| Standing::Unchanged { again: Some(again.map_or(wait, |a| a.min(wait))) };
+    match &o.worker {
+        WorkerSeen::Alive { .. } => {
+            // It said its last word, or it is not heard any more: either way its attempt is over.
+            let failed = o.status.failure.as_ref().and_then(|f| f.time.as_ref()).map_or(now, |t| t.0);
+            let has_ended = o.worker.heard().is_some_and(|h| h.report.is_final());
+            let step = if has_ended && now < later(failed, LEAVE_GRACE) { Step::Nothing } else { Step::StopWorker };
+            decided(step, soon(Duration::from_secs(1)))
+        }
+        WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, soon(Duration::ZERO)),
+        WorkerSeen::Absent if again.is_none() => decided(idle_finalizer(o), Standing::Unchanged { again: None }),
+        WorkerSeen::Absent => decided(Step::Nothing, Standing::Unchanged { again }),
+    }
+}
+
+/// An attempt is under way.
+fn running(o: &Observed, now: Timestamp) -> Decision {
+    if let Some(ended) = completed(o).or_else(|| said_failure(o, now)) {
+        return ended;
+    }
+    let was_heard = o.status.state != Some(Stage::Starting);
+    match &o.worker {
+        WorkerSeen::Absent if was_heard => {
+            let message = "The worker and everything it was given are gone from this machine";
+            failed(o, Failure::new(FailureReason::WorkerCrashed, message, None, now), now)
+        }
+        WorkerSeen::Absent => starting(o, now),
+        WorkerSeen::Alive { heard: None, silent_for } if was_heard => silent(o, None, *silent_for, now),
+        WorkerSeen::Alive { heard: None, .. } => match start_deadline(o, now) {
+            Some(failure) => stopped(failed(o, failure, now)),
+            None => decided(Step::Nothing, Standing::StartingWorker { problem: None }),
+        },
+        WorkerSeen::Alive { heard: Some(heard), silent_for } => alive(o, heard, *silent_for, now),
+        WorkerSeen::Ended { exit_code, last_lines, .. } => failed(o, crash(*exit_code, last_lines, now), now),
+    }
+}
+
+/// What was wished for is true (the record is in the bucket, the volume restored): nothing that happened besides matters.
+fn completed(o: &Observed) -> Option<Decision> {
+    let heard = o.worker.heard()?;
+    let standing = Standing::Completed { heard: Box::new(heard.clone()) };
+    heard.report.is_fulfilled().then(|| decided(Step::Nothing, standing))
+}
+
+/// The worker said why it gave up.
+fn said_failure(o: &Observed, now: Timestamp) -> Option<Decision> {
+    let report = &o.worker.heard()?.report;
+    let failure = match report.outcome.as_ref()? {
+        Outcome::Completed { .. } | Outcome::Restored => return None,
+        Outcome::Failed => report.failure.clone().unwrap_or_else(|| {
+            Failure::new(FailureReason::Bug, "The worker failed without saying why", None, report.time)
+        }),
+        Outcome::Cancelled => {
+            let message = "The worker was ended by somebody else than the operator";
+            Failure::new(FailureReason::WorkerCrashed, message, None, report.time)
+        }
+    };
+    Some(failed(o, failure, now))
+}
+
+fn starting(o: &Observed, now: Timestamp) -> Decision {
+    if let Some(failure) = start_deadline(o, now) {
+        return failed(o, failure, now);
+    }
+    match (&o.place, &o.target) {
+        (Seen::Usable(_), Seen::Usable(_)) => decided(Step::StartWorker, Standing::StartingWorker { problem: None }),
+        (Seen::Refused(refusal), _) | (Seen::Usable(_), Seen::Refused(refusal)) => {
+            refused(o, refusal.reason, refusal.message.clone(), now)
+        }
+        (Seen::Waiting(missing), _) | (Seen::Usable(_), Seen::Waiting(missing)) => {
+            decided(Step::Nothing, Standing::StartingWorker { problem: Some(missing.message.clone()) })
+        }
+    }
+}
+
+fn start_deadline(o: &Observed, now: Timestamp) -> Option<Failure> {
+    let limit = o.wish.deadlines.start;
+    (now >= later(attempt_start(o, now), limit)).then(|| {
+        let message = format!("The worker was not heard within deadlines.start ({} s)", limit.as_secs());
+        Failure::new(FailureReason::WorkerNotStarted, message, None, now)
+    })
+}
+
+fn alive(o: &Observed, heard: &Heard, silent_for: Duration, now: Timestamp) -> Decision {
+    if now >= later(attempt_deadline(o, now), DEADLINE_GRACE) {
+        let message =
+            format!("deadlines.total ({} s) passed and the worker did not end", o.wish.deadlines.total.as_secs());
+        return stopped(failed(o, Failure::new(FailureReason::DeadlineExceeded, message, None, now), now));
+    }
+    if silent_for >= QUIET {
+        return silent(o, Some(heard), silent_for, now);
+    }
+    let activity = match heard.report.phase {
+        Phase::Planning => Activity::Planning,
+        Phase::Uploading if heard.throttled => Activity::Throttled,
+        Phase::Uploading => Activity::Uploading,
+        Phase::WritingRecord => Activity::WritingRecord,
+        Phase::Restoring if heard.throttled => Activity::Throttled,
+        Phase::Restoring => Activity::Restoring,
+        Phase::Flushing => Activity::Flushing,
+        Phase::ReadingBack | Phase::Ended => Activity::ReadingBack,
+    };
+    let step = if o.keys == Keys::Changed { Step::OfferCredentials } else { Step::Nothing };
+    decided(step, Standing::Working { heard: Some(Box::new(heard.clone())), activity })
+}
+
+/// Silence is no failure while the worker may still be acknowledging; after `deadlines.stall` the attempt is ended and
+/// the next one proves what was acknowledged.
+fn silent(o: &Observed, heard: Option<&Heard>, silent_for: Duration, now: Timestamp) -> Decision {
+    let limit = o.wish.deadlines.stall;
+    if silent_for >= limit {
+        let message = format!("No report from the worker by any carrier for {} s", silent_for.as_secs());
+        return stopped(failed(o, Failure::new(FailureReason::WorkerNotHeard, message, None, now), now));
+    }
+    let standing = Standing::Working { heard: heard.cloned().map(Box::new), activity: Activity::NotHeard };
+    let step = if o.keys == Keys::Changed { Step::OfferCredentials } else { Step::Nothing };
+    decided(step, standing)
+}
+
+fn stopped(decision: Decision) -> Decision {
+    Decision { step: Step::StopWorker, ..decision }
+}
+
+/// A worker that left no last word: its exit code is still a reason.
+fn crash(exit_code: Option<i32>, last_lines: &str, now: Timestamp) -> Failure {
+    let (reason, what) = match exit_code {
+        None => (FailureReason::WorkerCrashed, "The worker ended without a last word".to_owned()),
+        Some(137) => {
+            (FailureReason::WorkerCrashed, "The worker was killed (signal 9), by a person or for memory".to_owned())
+        }
+        Some(64) => (FailureReason::BadJobSpec, "The worker refused its job (exit code 64)".to_owned()),
+        Some(code) => {
+            (FailureReason::WorkerCrashed, format!("The worker ended with exit code {code} and no last word"))
+        }
+    };
+    let message =
+        if last_lines.trim().is_empty() { what } else { format!("{what}; its log ends: {}", last_lines.trim()) };
+    Failure::new(reason, message, None, now)
+}
+
+/// Refused before any worker started: only a person can change that.
+fn refused(o: &Observed, reason: Reason, message: String, now: Timestamp) -> Decision {
+    let consecutive = o.status.consecutive_failures.unwrap_or(0);
+    let failure = Failed { reason, message, object: None, time: now, next: WhatNext::Never, consecutive };
+    decided(Step::Nothing, Standing::Failed { failure: Box::new(failure), heard: None })
+}
+
+/// An attempt failed: the policy says what follows.
+fn failed(o: &Observed, failure: Failure, now: Timestamp) -> Decision {
+    let heard = o.worker.heard();
+    let past = Past {
+        consecutive: o.status.consecutive_failures.and_then(|c| u32::try_from(c).ok()).unwrap_or(0),
+        previous: o.status.failure.as_ref().and_then(|f| failure_reason(&f.reason)),
+        // What status says of this attempt counts too: an operator that was restarted may hear nothing of it any more.
+        progress: if o.shown == Progressed::Yes { o.shown } else { has_progressed(heard.map(|h| &h.report)) },
+    };
+    let (next, consecutive) = match retry::next(o.wish.retry, past, failure.reason) {
+        retry::Next::Again { after, consecutive } if later(now, after) < attempt_deadline(o, now) => {
+            (WhatNext::At(later(now, after)), consecutive)
+        }
+        retry::Next::Again { consecutive, .. } | retry::Next::Exhausted { consecutive } => {
+            (WhatNext::Exhausted, consecutive)
+        }
+        retry::Next::Never { consecutive } => (WhatNext::Never, consecutive),
+    };
+    let failure = Failed::of(failure, next, consecutive);
+    let standing = Standing::Failed { failure: Box::new(failure), heard: heard.cloned().map(Box::new) };
+    decided(Step::Nothing, standing)
+}
+
+fn attempt_start(o: &Observed, now: Timestamp) -> Timestamp {
+    o.status.attempt.as_ref().and_then(|a| a.start_time.as_ref()).map_or(now, |t| t.0)
+}
+
+/// When the current attempt must have ended: with the whole of `deadlines.total`, or, if a person asked for it after that, a whole
+/// `deadlines.total` after its own start.
+pub fn attempt_deadline(o: &Observed, now: Timestamp) -> Timestamp {
+    let total = o.wish.deadlines.total;
+    let whole = later(o.status.start_time.as_ref().map_or(now, |t| t.0), total);
+    let began = attempt_start(o, now);
+    if began >= whole { later(began, total) } else { whole }
+}
