@@ -59,7 +59,10 @@ impl Kind for Backup {
             urgency: Urgency::Backup,
         };
         let (wish, problem) = wish(&self.metadata, &spoken);
-        (Wish { holds: upkeep::holds(self), look_again: upkeep::expiry(self), ..wish }, problem)
+        (
+            Wish { holds: upkeep::holds(self), look_again: upkeep::expiry(self), verify: spec.verify.into(), ..wish },
+            problem,
+        )
     }
 
     fn upkeep<'a>(
@@ -89,6 +92,7 @@ impl Kind for Backup {
             block_size: target.resolved.block_size,
             source: job::Source { path: place.device.path.clone(), root: Some(place.device.root.clone()), bytes: None },
             mode: self.spec.mode.into(),
+            verify: self.spec.verify.into(),
             // The same for every attempt: whether the device changed between them the worker finds out itself.
             snapshot: job::SnapshotRef {
                 name: format!("tm-{}", o.wish.uid),

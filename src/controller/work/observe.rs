@@ -23,7 +23,7 @@ use crate::{
         common::{ChosenTarget, DurationText, Transfer, parse_bytes_per_second},
     },
     controller::target::resolve::Resolved,
-    model::{AttemptId, BackupName, FailureReason, Report, VolumeName, limits},
+    model::{AttemptId, BackupName, FailureReason, Report, VerifyDepth, VolumeName, limits},
 };
 
 /// Keeps a deleted object until its worker is gone.
@@ -69,6 +69,8 @@ pub struct Wish {
     pub holds: bool,
     /// When something is due that no worker does.
     pub look_again: Option<Timestamp>,
+    /// What is looked at again after completion.
+    pub verify: VerifyDepth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,6 +260,7 @@ pub fn wish(meta: &ObjectMeta, words: &Words<'_>) -> (Wish, Option<InvalidField>
         urgency: words.urgency,
         holds: false,
         look_again: None,
+        verify: VerifyDepth::None,
     };
     (wish, problem)
 }
