@@ -79,7 +79,7 @@ async fn law_10_young_blocks_and_other_peoples_objects_stay() {
     let young = blocks(&objects).await.into_iter().find(|key| key.ends_with(".blk")).expect("a block");
     for key in blocks(&objects).await {
         let file = std::fs::File::options().write(true).open(store.path().join(&key)).expect("a block");
-        file.set_modified(std::time::SystemTime::now()).expect("young again");
+        file.set_modified(tidemark::telemetry::now().into()).expect("young again");
     }
     let nothing = swept(objects.clone()).await.expect("swept");
     assert_eq!((nothing.blocks_deleted, nothing.blocks_young), (0, 1), "{nothing:?} ({young})");

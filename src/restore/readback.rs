@@ -54,31 +54,37 @@ impl Sample {
     }
 }
 
-/// Reads the sample back; for a thread that may block.
+/// Reads the sample back, as many blocks at once as are hashed at once; for a thread that may block.
 pub(super) fn read_back(shared: &Shared) -> Result<(), Failed> {
     let sample = shared.state().sample.take();
     shared.target.bypass_cache();
-    let block = shared.plan.block_size.len();
-    let mut memory = vec![0; block + ALIGNMENT as usize];
-    let start = memory.as_ptr().align_offset(ALIGNMENT as usize).min(ALIGNMENT as usize);
-    let buffer = &mut memory[start..start + block];
-    for entry in sample {
-        if shared.stop.is_cancelled() {
-            return Err(Failed::Cancelled);
+    let size = shared.plan.block_size;
+    // Half of the buffers' memory at most, all of which is free by now.
+    let batch = codec::lanes().min(limits::buffers(size) / 2).max(1);
+    let mut memory: Vec<Vec<u8>> = (0..batch).map(|_| vec![0; size.len() + ALIGNMENT as usize]).collect();
+    let failed = |seen: String| Failed::Target(FailureReason::TargetWriteFailed, seen);
+    for entries in sample.chunks(batch) {
+        let mut blocks: Vec<&[u8]> = Vec::with_capacity(batch);
+        for (entry, memory) in entries.iter().zip(&mut memory) {
+            if shared.stop.is_cancelled() {
+                return Err(Failed::Cancelled);
+            }
+            let start = memory.as_ptr().align_offset(ALIGNMENT as usize).min(ALIGNMENT as usize);
+            let block = &mut memory[start..start + size.len()];
+            let read = shared.work.timed(0, || shared.target.read_back(entry.offset, block));
+            read.map_err(|error| failed(format!("reading back the block at offset {}: {error}", entry.offset)))?;
+            blocks.push(block);
         }
-        let failed = |seen: String| Failed::Target(FailureReason::TargetWriteFailed, seen);
-        let read = shared.work.timed(0, || shared.target.read_back(entry.offset, buffer));
-        read.map_err(|error| failed(format!("reading back the block at offset {}: {error}", entry.offset)))?;
-        let mut name = [BlockName([0; 32])];
-        codec::name_blocks(&[buffer], &mut name);
-        if name[0] != entry.block_checksum {
+        let mut names = vec![BlockName([0; 32]); blocks.len()];
+        codec::name_blocks(&blocks, &mut names);
+        if let Some((entry, name)) = entries.iter().zip(&names).find(|(entry, name)| entry.block_checksum != **name) {
             return Err(failed(format!(
-                "the block at offset {} was written and flushed, and reads back with the checksum {} instead of {}: \
+                "the block at offset {} was written and flushed, and reads back with the checksum {name} instead of {}: \
                  the disk lost it, or somebody else writes to it",
-                entry.offset, name[0], entry.block_checksum
+                entry.offset, entry.block_checksum
             )));
         }
-        shared.progress.send_modify(|p| p.read_back_blocks += 1);
+        shared.progress.send_modify(|p| p.read_back_blocks += entries.len() as u64);
     }
     Ok(())
 }

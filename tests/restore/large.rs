@@ -33,12 +33,16 @@ use crate::support::{self, Block, image::BLOCK};
 const BLOCKS: u64 = 4 * 1024 * 1024;
 /// Every so many blocks holds data; the others are Longhorn's blocks of zeros, which a record may name.
 const DATA_EVERY: u64 = 65_536;
+/// And a volume of nothing but data, so that the threads and their buffers are busy.
+const FULL: u64 = 256;
 /// An entry with its comma and blanks behind it, so that any range of the record can be made without the rest.
 const ENTRY: u64 = 128;
 const MEMORY_MAX: u64 = 128 << 20;
 
 /// The store: one record, two kinds of block.
 struct MadeUp {
+    blocks: u64,
+    data_every: u64,
     head: Vec<u8>,
     data: Bytes,
     data_name: Vec<u8>,
@@ -49,22 +53,23 @@ struct MadeUp {
 const TAIL: &[u8] = b"],\"SingleFile\":{\"FilePath\":\"\"}}";
 
 impl MadeUp {
-    fn new() -> Self {
+    fn new(blocks: u64, data_every: u64) -> Self {
         let block = Block::Text(1).bytes(BLOCK);
         let mut object = Vec::new();
         codec::encode(Compression::Lz4, &block, &mut object);
-        let bytes = BLOCKS * BLOCK as u64;
+        let bytes = blocks * BLOCK as u64;
         let head = format!(
             "{{\"Name\":\"backup-large\",\"CreatedTime\":\"2026-11-23T05:47:02Z\",\"Size\":\"{bytes}\",\
              \"Labels\":{{\"tidemark.dev/volume-bytes\":\"{bytes}\"}},\"CompressionMethod\":\"lz4\",\"Blocks\":["
         );
         let name = |block: &[u8]| BlockName::of(block).to_string().into_bytes();
         let (data_name, zeros_name) = (name(&block), name(&vec![0; BLOCK]));
-        Self { head: head.into(), data: object.into(), data_name, zeros_name, gets: AtomicU64::new(0) }
+        let (head, data, gets) = (head.into(), object.into(), AtomicU64::new(0));
+        Self { blocks, data_every, head, data, data_name, zeros_name, gets }
     }
 
     fn record_bytes(&self) -> u64 {
-        self.head.len() as u64 + BLOCKS * ENTRY + TAIL.len() as u64
+        self.head.len() as u64 + self.blocks * ENTRY + TAIL.len() as u64
     }
 
     fn record(&self, from: u64, len: u64) -> Bytes {
@@ -79,17 +84,21 @@ impl MadeUp {
             at = head;
         }
         let mut index = first;
-        while at < to && index < BLOCKS {
+        while at < to && index < self.blocks {
             let end = out.len() + ENTRY as usize;
             out.extend_from_slice(b"{\"Offset\":");
             out.extend_from_slice((index * BLOCK as u64).to_string().as_bytes());
             out.extend_from_slice(b",\"BlockChecksum\":\"");
-            out.extend_from_slice(if index % DATA_EVERY == 7 { &self.data_name } else { &self.zeros_name });
-            out.extend_from_slice(if index + 1 < BLOCKS { b"\"}," } else { b"\"}" });
+            out.extend_from_slice(if index % self.data_every == 7 % self.data_every {
+                &self.data_name
+            } else {
+                &self.zeros_name
+            });
+            out.extend_from_slice(if index + 1 < self.blocks { b"\"}," } else { b"\"}" });
             out.resize(end, b' ');
             (at, index) = (at + ENTRY, index + 1);
         }
-        if index == BLOCKS {
+        if index == self.blocks {
             out.extend_from_slice(TAIL);
         }
         Bytes::from(out).slice((from - begins) as usize..(to - begins) as usize)
@@ -161,20 +170,22 @@ fn four_million_blocks() {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().expect("this process may start two threads");
     runtime.block_on(async {
-        let store = Arc::new(MadeUp::new());
-        let out = folder.join("out");
-        for (overwrite, reused, fetched) in [(Overwrite::Refuse, 0, 64), (Overwrite::Reuse, BLOCKS, 0)] {
-            store.gets.store(0, SeqCst);
-            let began = Instant::now();
-            // Not watched: keeping every progress would be memory of the test's own.
-            let progress = watch::Sender::new(RestoreProgress::default());
-            let ran = restore::run(job(&store, &out, overwrite), progress, CancellationToken::new()).await;
-            let summary = ran.expect("restored");
-            assert_eq!((summary.blocks, summary.reused_blocks), (BLOCKS, reused), "{summary:?}");
-            assert_eq!(store.gets.load(SeqCst), fetched, "blocks fetched");
-            println!("{overwrite:?}: {BLOCKS} blocks in {:?}, {} blocks allocated", began.elapsed(), allocated(&out));
+        for (blocks, data_every) in [(BLOCKS, DATA_EVERY), (FULL, 1)] {
+            let (store, data) = (Arc::new(MadeUp::new(blocks, data_every)), blocks / data_every);
+            let out = folder.join(format!("out-{blocks}"));
+            for (overwrite, reused, fetched) in [(Overwrite::Refuse, 0, data), (Overwrite::Reuse, blocks, 0)] {
+                store.gets.store(0, SeqCst);
+                let began = Instant::now();
+                // Not watched: keeping every progress would be memory of the test's own.
+                let progress = watch::Sender::new(RestoreProgress::default());
+                let ran = restore::run(job(&store, &out, overwrite), progress, CancellationToken::new()).await;
+                let summary = ran.expect("restored");
+                assert_eq!((summary.blocks, summary.reused_blocks), (blocks, reused), "{summary:?}");
+                assert_eq!(store.gets.load(SeqCst), fetched, "blocks fetched");
+                println!("{overwrite:?}: {blocks} blocks in {:?}, {} allocated", began.elapsed(), allocated(&out));
+            }
+            assert_eq!(allocated(&out), data, "sparse but for the data");
         }
-        assert_eq!(allocated(&out), 64, "sparse but for the data");
     });
 }
 
