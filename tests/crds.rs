@@ -122,9 +122,6 @@ judge!(judge_backup, Backup);
 judge!(judge_restore, Restore);
 judge!(judge_target, ClusterBackupTarget);
 
-/// An object, what it may not and may be changed to, and who judges that.
-type Updates = (Value, Vec<Bad>, Vec<Value>, Judge, &'static str);
-
 type Judge = fn(&Value, Option<&Value>) -> Result<(), String>;
 
 fn refused(table: Vec<Bad>, good: &Value, judge: Judge, old: Option<&Value>) {
