@@ -123,6 +123,11 @@ fn is_ended(worker: &Worker) -> bool {
     matches!(worker, Worker::Ended { .. })
 }
 
+/// Its end is seen a moment before its exit code is written down.
+fn is_explained(worker: &Worker) -> bool {
+    matches!(worker, Worker::Ended { exit_code: Some(_), .. })
+}
+
 /// Start, hear, end, last word, remove.
 async fn a_worker_is_heard_and_leaves_a_last_word(machine: Machine) {
     let (runner, image) = (machine.runner.as_ref(), machine.image(3));
@@ -137,7 +142,7 @@ async fn a_worker_is_heard_and_leaves_a_last_word(machine: Machine) {
         eventually("heard", PATIENCE, || async { fetch_report(address, &run.key).await.map_err(|e| e.to_string()) });
     let report = Report::decode(&line.await, &run.key).expect("its own");
     assert_eq!((&report.attempt, &report.pod), (&job.attempt, &run.pod), "bound to the Pod that was found");
-    let Worker::Ended { run, exit_code, trouble } = until(runner, &attempt, "ended", is_ended).await else {
+    let Worker::Ended { run, exit_code, trouble } = until(runner, &attempt, "ended", is_explained).await else {
         unreachable!("it was waited for")
     };
     assert_eq!((exit_code, trouble), (Some(0), None));
@@ -195,7 +200,7 @@ async fn a_killed_worker_is_told_from_one_that_failed(machine: Machine) {
     };
     eventually("heard", PATIENCE, || async { fetch_report(address, &run.key).await.map_err(|e| e.to_string()) }).await;
     (machine.kill)();
-    let Worker::Ended { run, exit_code, trouble } = until(runner, &attempt, "ended", is_ended).await else {
+    let Worker::Ended { run, exit_code, trouble } = until(runner, &attempt, "ended", is_explained).await else {
         unreachable!("it was waited for")
     };
     assert_eq!((exit_code, trouble), (Some(137), None));
@@ -205,7 +210,7 @@ async fn a_killed_worker_is_told_from_one_that_failed(machine: Machine) {
     let unreadable = JobSpec { v: 0, ..machine.job(&image, 2) };
     let second = attempt_of(&unreadable);
     runner.start(&unreadable, &keys("one"), &Volume::default()).await.expect("started");
-    let ended = until(runner, &second, "ended", is_ended).await;
+    let ended = until(runner, &second, "ended", is_explained).await;
     assert!(matches!(ended, Worker::Ended { exit_code: Some(64), .. }), "{ended:?}");
     let mut left = runner.list().await.expect("listed");
     left.sort();
