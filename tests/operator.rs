@@ -185,3 +185,49 @@ async fn law_10_deleting_a_running_backup_ends_its_worker_and_keeps_the_data() {
     assert!(world.s3.block_objects(BUCKET).len() >= 3, "data was removed");
     world.end(&[&operator]).await;
 }
+
+#[tokio::test]
+async fn law_8_a_verification_after_completion_is_a_condition_and_never_takes_completed_back() {
+    let world = World::new().await;
+    let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);
+    world.image("a.img", 5, 60);
+    let verified = |s: &BackupStatus| s.conditions.iter().find(|c| c.type_ == "Verified").cloned();
+    let has_verdict = |s: &BackupStatus| verified(s).is_some_and(|c| c.reason != "Verifying");
+    world.backup("intact", "a.img", json!({"verify": "Full"})).await;
+    let status = world.until(&operator, "intact", "verified", has_verdict).await;
+    let condition = verified(&status).expect("a verdict");
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", "VerificationPassed"), "{status:#?}");
+    assert!(condition.message.contains("all of their 5 objects were read"), "{condition:#?}");
+    assert_eq!(status.state, Some(BackupState::Completed));
+    // An unasked backup has no such condition.
+    world.backup("unasked", "a.img", json!({})).await;
+    assert_eq!(verified(&world.completed(&operator, "unasked").await), None);
+    // One bit of a block that the next backup reuses by its listing.
+    let object = world.s3.block_objects(BUCKET).swap_remove(2).key;
+    let path = world.s3.bucket(BUCKET).join(&object);
+    let mut bytes = std::fs::read(&path).expect("the object");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).expect("written");
+    world.backup("damaged", "a.img", json!({"verify": "Full"})).await;
+    let status = world.until(&operator, "damaged", "verified", has_verdict).await;
+    let condition = verified(&status).expect("a verdict");
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "DamageFound"), "{status:#?}");
+    let name = object.rsplit('/').next().expect("a file");
+    assert!(condition.message.contains(name) && condition.message.contains("mode Full"), "{condition:#?}");
+    assert_eq!((status.state, status.progress.map(|p| p.percent)), (Some(BackupState::Completed), Some(100)));
+    eventually("the worker's things are gone", PATIENCE, || async {
+        let events =
+            world.plane.kubectl(&["get", "events", "-n", NAMESPACE, "-o", "jsonpath={.items[*].reason}"]).await;
+        let finalizers = world.backups().get("damaged").await.map_err(|e| e.to_string())?.metadata.finalizers;
+        let is_settled = finalizers.iter().flatten().count() == 0 && world.home.workers().is_empty();
+        if is_settled && events.contains("DamageFound") { Ok(()) } else { Err(format!("{finalizers:?} {events}")) }
+    })
+    .await;
+    // What a user may not change afterwards.
+    let patch = kube::api::Patch::Merge(json!({"spec": {"verify": "None"}}));
+    let refused =
+        world.backups().patch("intact", &Default::default(), &patch).await.expect_err("immutable").to_string();
+    assert!(refused.contains("verify is immutable"), "{refused}");
+    world.end(&[&operator]).await;
+}

@@ -50,6 +50,7 @@ use super::common::{DevicePath, DurationText, TargetRef, Transfer, stall_deadlin
 #[x_kube(
     validation = Rule::new("self.source == oldSelf.source").message("source is immutable: create a new Backup").field_path(".source"),
     validation = Rule::new("self.mode == oldSelf.mode").message("mode is immutable: create a new Backup").field_path(".mode"),
+    validation = Rule::new("self.verify == oldSelf.verify").message("verify is immutable: create a new Backup, or run tidemark verify").field_path(".verify"),
     validation = Rule::new("has(self.targetRef) == has(oldSelf.targetRef) && (!has(self.targetRef) || self.targetRef == oldSelf.targetRef)").message("targetRef is immutable: create a new Backup").field_path(".targetRef"),
     validation = Rule::new("self.deadlines == oldSelf.deadlines").message("deadlines are immutable: create a new Backup").field_path(".deadlines"),
     validation = Rule::new("self.retry == oldSelf.retry").message("retry is immutable: create a new Backup, or ask for one more attempt with retryRequest").field_path(".retry"),
@@ -65,6 +66,11 @@ pub struct BackupSpec {
     /// Immutable.
     #[serde(default)]
     pub mode: BackupMode,
+    /// What is verified after completion; the condition Verified says the result, and the Backup stays Completed whatever it
+    /// is. Listing: every block is there with a size that can be. Sample: 300 blocks are read and compared too. Full: all
+    /// of them. Immutable.
+    #[serde(default)]
+    pub verify: BackupVerify,
     /// How long each step may take before it is an Error. Immutable.
     #[serde(default)]
     pub deadlines: BackupDeadlines,
@@ -168,6 +174,16 @@ pub struct HostDeviceSource {
 pub enum BackupMode {
     #[default]
     Incremental,
+    Full,
+}
+
+/// None, Listing, Sample or Full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum BackupVerify {
+    #[default]
+    None,
+    Listing,
+    Sample,
     Full,
 }
 

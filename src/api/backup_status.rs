@@ -52,7 +52,8 @@ status_with_course! {
     pub struct BackupStatus {
         /// Where the backup is: Pending, Snapshotting, InProgress, Committing, Completed, Error, Cancelled or Deleting.
         state: BackupState,
-        /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True.
+        /// Ready, SnapshotReady, DataAcknowledged and RecordCommitted always; Reconciling and Stalled only while True;
+        /// Verified once a completed Backup's spec.verify asked for it.
         conditions,
         /// The target that was chosen, once; used from then on.
         #[serde(skip_serializing_if = "Option::is_none")]

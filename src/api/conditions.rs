@@ -51,6 +51,8 @@ words! {
         DataAcknowledged,
         /// The record was acknowledged, read back and found equal.
         RecordCommitted,
+        /// What the store holds of it was looked at after completion: True intact, False damaged, Unknown not done.
+        Verified,
         // Restore.
         /// The volume to be filled is there (or none has to be made).
         VolumeReady,
@@ -132,6 +134,11 @@ words! {
         AllBlocksAcknowledged,
         RecordOutstanding,
         RecordReadBack,
+        // Verified.
+        Verifying,
+        VerificationPassed,
+        DamageFound,
+        VerificationNotDone,
         // DataRestored, DataFlushed.
         AllBlocksRestored,
         BlocksLost,

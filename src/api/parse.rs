@@ -9,13 +9,14 @@ use kube::core::{Selector, SelectorExt as _};
 
 use super::{
     backup::{
-        BackupMode, BackupSource, BackupSpec, ClaimSource, ExistingSource, HostDeviceSource, VolumeSnapshotSource,
+        BackupMode, BackupSource, BackupSpec, BackupVerify, ClaimSource, ExistingSource, HostDeviceSource,
+        VolumeSnapshotSource,
     },
     common::{DurationText, InvalidField, parse_bytes_per_second},
     target::{BlockSizeText, ClusterBackupTargetSpec, CompressionMethod, NamespacesFrom},
 };
 use crate::model::{
-    BackupName, BlockSize, Compression, VolumeName,
+    BackupName, BlockSize, Compression, VerifyDepth, VolumeName,
     job::{Limits, Mode},
 };
 
@@ -191,6 +192,17 @@ impl ClusterBackupTargetSpec {
                     .map_err(|error| InvalidField::new(field, format!("cannot be read: {error}")))?;
                 Ok(selector.matches(labels))
             }
+        }
+    }
+}
+
+impl From<BackupVerify> for VerifyDepth {
+    fn from(verify: BackupVerify) -> Self {
+        match verify {
+            BackupVerify::None => VerifyDepth::None,
+            BackupVerify::Listing => VerifyDepth::Listing,
+            BackupVerify::Sample => VerifyDepth::Sample,
+            BackupVerify::Full => VerifyDepth::Full,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     api::common::parse_bytes_per_second,
     model::{
         AttemptId, BlockSize, Compression, Failure, FailureReason, JobSpec, Outcome, Report, ReportKey, Retry, Task,
-        VolumeName,
+        VerifyDepth, VolumeName,
         job::{BackupTask, Deadlines, JOB_VERSION, Limits, Mode, Owner, SnapshotRef, Source},
         limits,
         progress::{Completion, percent},
@@ -185,6 +185,7 @@ fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<(JobSpec
             ModeText::Incremental => Mode::Incremental,
             ModeText::Full => Mode::Full,
         },
+        verify: VerifyDepth::None,
         snapshot: snapshot.clone(),
         owner: Owner { cluster: OWNER.into(), ..Owner::default() },
         labels: options.labels.iter().cloned().collect::<BTreeMap<_, _>>(),

@@ -4,14 +4,17 @@
 //! * `environment`  the environment's door
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
 //! * `state`        what a killed `backup` leaves, so that the next one continues
-//! * `backup`, `restore`, `list`, `delete`, `sweep`, `service`  the commands (`sweeping`: what two of them share)
+//! * `backup`, `restore`, `list`, `verify`, `heal`, `du`, `delete`, `sweep`, `service`  the commands (`sweeping`: what two
+//!   of them share)
 //!
 //! Results go to stdout, everything else to stderr. Whatever goes wrong is one line that names the object, what was
 //! seen and the cure, and an exit code (docs/cli.md); nothing typed at us panics.
 
 mod backup;
 mod delete;
+mod du;
 mod environment;
+mod heal;
 mod list;
 mod restore;
 mod service;
@@ -20,6 +23,7 @@ mod state;
 mod sweep;
 mod sweeping;
 mod target;
+mod verify;
 
 use std::{io::Write, process::ExitCode};
 
@@ -95,6 +99,9 @@ enum Command {
     Inspect(list::InspectOptions),
     Delete(delete::DeleteOptions),
     Sweep(sweep::SweepOptions),
+    Verify(verify::VerifyOptions),
+    Heal(heal::HealOptions),
+    Du(du::DuOptions),
     /// Watch Backups and ClusterBackupTargets, run workers, and write what the store has confirmed into status
     ///
     /// Example: tidemark operator --kubeconfig ~/.kube/config --workers=process --host-device-root=/dev/vg0
@@ -173,6 +180,9 @@ fn dispatch(command: Command) -> u8 {
         Command::Inspect(options) => finish(options.json, async_runtime(list::inspect(options))),
         Command::Delete(options) => finish(options.show.json, async_runtime(delete::run(options))),
         Command::Sweep(options) => finish(options.show.json, async_runtime(sweep::run(options))),
+        Command::Verify(options) => finish(options.show.json, async_runtime(verify::run(options))),
+        Command::Du(options) => finish(options.json, async_runtime(du::run(options))),
+        Command::Heal(options) => finish(options.show.json, async_runtime(heal::run(options))),
         Command::Worker(options) => match async_runtime(async { Ok(crate::worker::serve(options).await) }) {
             Ok(code) => code,
             Err(error) => finish(false, Err(error)),

@@ -209,7 +209,8 @@ fn explain(options: &RestoreOptions, error: RestoreError) -> CliError {
     let reason = error.reason();
     let hint = match &error {
         RestoreError::Block { .. } if !options.keep_going => Some(
-            "To restore what is left use --keep-going. To heal the volume in the store back it up with --mode full.",
+            "To restore what is left use --keep-going. To heal the store: `tidemark heal` with an image that still has these \
+             bytes, or a backup with --mode full.",
         ),
         RestoreError::Block { .. } | RestoreError::Holes { .. } => {
             Some("To heal the volume in the store back it up with --mode full; then --reuse fetches what is missing.")

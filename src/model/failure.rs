@@ -200,7 +200,7 @@ impl Failure {
 }
 
 /// One line of at most `bytes_max` bytes; control characters become blanks.
-fn printable(text: &str, bytes_max: usize) -> String {
+pub(super) fn printable(text: &str, bytes_max: usize) -> String {
     let mut out = String::new();
     for c in text.chars() {
         let c = if c.is_control() { ' ' } else { c };

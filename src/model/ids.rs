@@ -126,9 +126,12 @@ impl BackupName {
         Self(format!("backup-{}", hex::encode(&digest[..8])))
     }
 
+    /// How the names of markers begin.
+    pub const MARKER: &str = "tidemark-";
+
     /// The marker of one attempt: a different key from its record, for a marker that arrives late must not replace it.
     pub fn of_marker(attempt: &AttemptId) -> Self {
-        Self(format!("tidemark-{}", attempt.short()))
+        Self(format!("{}{}", Self::MARKER, attempt.short()))
     }
 }
 

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, BackupName, BlockSize, Compression, VolumeName, report::ReportKey};
+use super::{AttemptId, BackupName, BlockSize, Compression, VerifyDepth, VolumeName, report::ReportKey};
 
 /// The schema version this program writes; a worker refuses any other.
 pub const JOB_VERSION: u32 = 2;
@@ -50,6 +50,9 @@ pub struct BackupTask {
     pub block_size: BlockSize,
     pub source: Source,
     pub mode: Mode,
+    /// What is verified after the record is sealed.
+    #[serde(default)]
+    pub verify: VerifyDepth,
     pub snapshot: SnapshotRef,
     pub owner: Owner,
     /// The user's labels, copied into the record; `tidemark.dev/…` ones are ours and win.

@@ -162,6 +162,15 @@ pub const TARGET_DEADLINE: Duration = Duration::from_secs(300);
 /// Blocks read back after the flush. A target that keeps each block wrongly with a chance of 5 % is caught with 96 %.
 pub const READ_BACK_BLOCKS: usize = 64;
 
+// --- Verification.
+/// Findings listed by name; further ones are only counted: 1000 of about 500 bytes are 0.5 MB.
+pub const FINDINGS_LISTED_MAX: usize = 1000;
+/// Places (backup and offset) listed for one block.
+pub const FINDING_PLACES_MAX: usize = 8;
+/// Blocks that `verify: Sample` reads: if 1 % of a volume's blocks are bad, all of 300 are good with probability
+/// 0.99^300 = 5 %. At most 600 MiB of 2 MiB blocks.
+pub const SAMPLE_BLOCKS: u64 = 300;
+
 // --- Workers as Pods.
 /// Memory a worker's Pod asks for: 128 MiB of buffers and tables, 64 MiB for the program and its stacks.
 pub const WORKER_MEMORY_REQUEST_BYTES: u64 = 192 * 1024 * 1024;

@@ -9,6 +9,7 @@
 //! * `failure`  why an attempt ended, what may be done about it, its exit code
 //! * `job`      `JobSpec`, the one message down: operator → worker
 //! * `report`   `Report`, the one line up: worker → operator, numbered and keyed
+//! * `verification`  what is looked at once more after a backup is complete, and what became of it
 
 pub mod block;
 pub mod failure;
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod progress;
 pub mod report;
 pub mod restore;
+pub mod verification;
 
 pub use block::{BlockSize, Compression};
 pub use failure::{Failure, FailureReason, Retry};
@@ -26,3 +28,4 @@ pub use job::{Credentials, JobSpec, StoreLocation, Task};
 pub use progress::{Counters, Phase, Progress, Requests};
 pub use report::{DamageReason, Damaged, Outcome, Report, ReportKey};
 pub use restore::{RestorePhase, RestoreProgress};
+pub use verification::{Verdict, Verification, VerifyDepth};

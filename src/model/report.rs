@@ -7,7 +7,9 @@ use aws_lc_rs::{constant_time, hmac};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{AttemptId, BackupName, BlockSize, Compression, Counters, Failure, Phase, Progress, Requests, limits};
+use super::{
+    AttemptId, BackupName, BlockSize, Compression, Counters, Failure, Phase, Progress, Requests, Verification, limits,
+};
 
 /// The schema version this program writes; it reads this one and the one before.
 pub const REPORT_VERSION: u32 = 1;
@@ -38,6 +40,9 @@ pub struct Report {
     pub failure: Option<Failure>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// Only with `Outcome::Completed`, and only if the job asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<Verification>,
 }
 
 /// What the worker found and decided before the first block.
@@ -154,8 +159,9 @@ impl Report {
         }
     }
 
+    /// Nothing follows. A backup may be complete while its verification runs.
     pub fn is_final(&self) -> bool {
-        self.outcome.is_some()
+        self.outcome.is_some() && !self.verification.as_ref().is_some_and(Verification::is_running)
     }
 
     /// Did it end well?
@@ -223,7 +229,7 @@ impl From<ReportKey> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{FailureReason, RestoreProgress};
+    use crate::model::{FailureReason, RestoreProgress, Verdict};
 
     fn report() -> Report {
         let time = Timestamp::from_second(1_790_000_000).expect("in range");
@@ -245,6 +251,7 @@ mod tests {
             damaged: vec![],
             failure: Some(Failure::new(FailureReason::UploadFailed, "seen", None, time)),
             outcome: Some(Outcome::Failed),
+            verification: None,
         }
     }
 
@@ -258,6 +265,24 @@ mod tests {
             report.failure = Some(Failure::new(FailureReason::UploadFailed, message, Some(object), time));
             let line = report.encode(&key);
             assert!(line.len() <= limits::REPORT_BYTES_MAX, "{worst:?}: {} bytes", line.len());
+            assert_eq!(Report::decode(&line, &key), Ok(report));
+        }
+    }
+
+    #[test]
+    fn a_report_is_not_final_while_its_verification_runs_and_any_verdict_fits_the_carrier() {
+        let key = ReportKey::new([1; 32]);
+        let backup = BackupName::of_attempt("uid", &AttemptId::new(1, [7; 10]));
+        for verdict in [Verdict::Running, Verdict::Passed, Verdict::Damaged, Verdict::NotDone] {
+            let report = Report {
+                failure: None,
+                outcome: Some(Outcome::Completed { backup: backup.clone(), adopted: false }),
+                verification: Some(Verification::new(verdict, &"\"".repeat(4000))),
+                ..report()
+            };
+            assert_eq!(report.is_final(), verdict != Verdict::Running);
+            let line = report.encode(&key);
+            assert!(line.len() <= limits::REPORT_BYTES_MAX, "{} bytes", line.len());
             assert_eq!(Report::decode(&line, &key), Ok(report));
         }
     }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! * `job`, `error`  what is asked, what comes of it
-//! * `plan`, `entries`  the record: its head, and its blocks as a stream whose size does not show in memory
+//! * `plan`      the record's head; its blocks are `store::entries`
 //! * `open`, `target`  the file or device: checked before anything is fetched, then read and written at offsets
 //! * `walk`, `fetch`, `compute`  orders, requests, threads; `shared` what they share
 //! * `readback`  the last look
@@ -22,7 +22,6 @@
 //! meanwhile.
 
 mod compute;
-mod entries;
 mod error;
 mod fetch;
 mod job;
@@ -48,6 +47,7 @@ pub use crate::model::{RestorePhase, RestoreProgress};
 use crate::{
     model::{FailureReason, limits},
     store::{
+        entries::Entries,
         error::{ErrorKind, StoreError},
         guard::{self, Holder, Locked},
     },
@@ -55,7 +55,6 @@ use crate::{
 pub use error::{HOLES_LISTED_MAX, Hole, Left, RestoreError};
 pub use job::{Damage, Locking, OnHole, OnPlan, Overwrite, RestoreJob, RestoreSummary};
 
-use entries::Entries;
 use open::Checked;
 use plan::Plan;
 use shared::{Failed, Shared, State, Work};

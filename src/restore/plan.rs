@@ -27,6 +27,7 @@ impl Plan {
         let store = |error| RestoreError::Store { error, left: Left::Untouched };
         let head = survey::read_head(&job.client, &key).await.map_err(store)?;
         let head = head.ok_or_else(|| refuse("it is not there; `tidemark ls` shows the backups of a target".into()))?;
+        head.check_is(&job.record).map_err(refuse)?;
         if head.is_in_progress() {
             return Err(refuse("it marks a backup in progress or one that never ended, and cannot be restored".into()));
         }

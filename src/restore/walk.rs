@@ -6,13 +6,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::UnboundedSender};
 
 use super::{
     Hole,
-    entries::Entries,
     shared::{Failed, Gap, How, Order, Shared},
     target::DataCursor,
 };
 use crate::{
     model::{DamageReason, limits},
-    store::record::BlockEntry,
+    store::{entries::Entries, record::BlockEntry},
 };
 
 pub(super) struct Walker {

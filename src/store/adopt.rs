@@ -2,28 +2,31 @@
 //! fenced by removing their markers (store-protocol P1.5).
 
 use super::{
+    entries::Entries,
     error::{ErrorKind, StoreError},
     guard::Guard,
+    inventory::scratch_failed,
     journal::Predecessors,
     listing::Listing,
-    objects::Range,
-    record::Record,
+    record::{RecordHead, RecordId},
     seal::Sealed,
+    survey,
 };
-use crate::model::{BackupName, limits};
+use crate::model::BackupName;
 
-/// The newest predecessor's record that is whole, or none; then every predecessor is fenced.
+/// The newest predecessor's record that is whole, and how many blocks it names; or none, and then every predecessor is
+/// fenced.
 pub async fn settle(
     guard: &Guard,
     predecessors: &Predecessors,
     listing: &Listing,
-) -> Result<Option<(Sealed, Record)>, StoreError> {
+) -> Result<Option<(Sealed, u64)>, StoreError> {
     let holder = guard.holder();
     for attempt in predecessors.attempts.iter().rev() {
         let name = BackupName::of_attempt(&holder.backup_uid, attempt);
-        if let Some(record) = whole_record(guard, &name, listing).await? {
+        if let Some((head, blocks)) = whole_record(guard, &name, listing).await? {
             tracing::info!(backup = %name, "Earlier attempt had sealed its record: adopted");
-            return Ok(Some((Sealed::adopted(name, record.head.clone()), record)));
+            return Ok(Some((Sealed::adopted(name, head), blocks)));
         }
     }
     let markers: Vec<_> =
@@ -32,24 +35,44 @@ pub async fn settle(
     Ok(None)
 }
 
-/// A record that is complete, readable, and whose every block the store shows now.
-async fn whole_record(guard: &Guard, name: &BackupName, listing: &Listing) -> Result<Option<Record>, StoreError> {
+/// A record that is complete, readable to its end, and whose every block the store shows now; with the number of them. One
+/// that is damaged is no record: this attempt writes its own.
+async fn whole_record(
+    guard: &Guard,
+    name: &BackupName,
+    listing: &Listing,
+) -> Result<Option<(RecordHead, u64)>, StoreError> {
+    match read_whole(guard, name, listing).await {
+        Err(error) if error.kind == ErrorKind::Damaged => {
+            tracing::warn!(backup = %name, %error, "Earlier record is damaged: not adopted");
+            Ok(None)
+        }
+        answer => answer,
+    }
+}
+
+async fn read_whole(
+    guard: &Guard,
+    name: &BackupName,
+    listing: &Listing,
+) -> Result<Option<(RecordHead, u64)>, StoreError> {
     let key = guard.holder().layout.backup(name);
-    let Some(fetched) = guard.client().get(&key, Range::whole(limits::RECORD_BYTES_MAX)).await? else {
+    let damaged = |seen: String| StoreError::new(ErrorKind::Damaged, "GET", &key, seen);
+    let Some(head) = survey::read_head(guard.client(), &key).await? else { return Ok(None) };
+    head.check_is(&RecordId { volume: guard.holder().volume.clone(), backup: name.clone() }).map_err(damaged)?;
+    if head.is_in_progress() {
         return Ok(None);
-    };
-    let record = match Record::parse(&fetched.bytes) {
-        Ok(record) if !record.head.is_in_progress() => record,
-        Ok(_) => return Ok(None),
-        Err(seen) => return Err(StoreError::new(ErrorKind::Damaged, "GET", key, seen)),
-    };
-    for block in &record.blocks {
-        let found = listing.confirm(&block.block_checksum);
-        let found = found.map_err(|e| StoreError::new(ErrorKind::Damaged, "SCRATCH", "listing", e))?;
-        if found.is_none() {
+    }
+    let block_size = head.block_size().map_err(damaged)?;
+    head.compression().map_err(damaged)?;
+    let mut entries = Entries::open(guard.client().clone(), &key, block_size).await?;
+    let mut blocks = 0;
+    while let Some(block) = entries.next().await? {
+        blocks += 1;
+        if listing.confirm(&block.block_checksum).map_err(scratch_failed)?.is_none() {
             tracing::warn!(backup = %name, block = %block.block_checksum, "Earlier record misses a block: not adopted");
             return Ok(None);
         }
     }
-    Ok(Some(record))
+    Ok(Some((head, blocks)))
 }

@@ -172,21 +172,37 @@ impl Client {
         self.call(Request { action: "LIST", key: prefix, len: 0 }, || self.objects.list(prefix, token.clone())).await
     }
 
-    /// Every entry of a listing that is small by nature (locks, backups, journals). Keys must ascend strictly.
+    /// Every entry of a listing that is small by nature (locks, backups, journals).
     pub async fn list(&self, prefix: &str) -> Result<Vec<super::objects::Entry>, StoreError> {
-        let (mut all, mut token): (Vec<super::objects::Entry>, _) = (Vec::new(), None);
+        let mut all = Vec::new();
+        self.walk(prefix, |entry| {
+            all.push(entry);
+            Ok(())
+        })
+        .await?;
+        Ok(all)
+    }
+
+    /// Every entry of a listing of any length, one by one. Keys must ascend strictly, or a page was repeated or lost.
+    pub async fn walk(
+        &self,
+        prefix: &str,
+        mut each: impl FnMut(super::objects::Entry) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let (mut token, mut last) = (None, String::new());
         loop {
             let page = self.list_page(prefix, token).await?;
             for entry in page.entries {
-                if all.last().is_some_and(|last| last.key >= entry.key) {
+                if entry.key <= last {
                     let seen = format!("key {} does not ascend: a page was repeated or is out of order", entry.key);
                     return Err(StoreError::new(ErrorKind::Unavailable, "LIST", prefix, seen));
                 }
-                all.push(entry);
+                last.clone_from(&entry.key);
+                each(entry)?;
             }
             match page.next {
                 Some(next) => token = Some(next),
-                None => return Ok(all),
+                None => return Ok(()),
             }
         }
     }

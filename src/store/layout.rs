@@ -27,6 +27,11 @@ impl VolumeLayout {
         &self.root
     }
 
+    /// The volume's name.
+    pub fn volume(&self) -> &str {
+        self.root.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    }
+
     pub fn config(&self) -> String {
         format!("{}volume.cfg", self.root)
     }

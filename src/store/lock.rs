@@ -88,7 +88,9 @@ pub fn judge(others: &[OtherLock], server_now: Timestamp) -> Judgement {
     for lock in others {
         let held = |why: String| Judgement::Held { key: lock.key.clone(), why };
         let Some(body) = &lock.body else {
-            return held("it cannot be read, so it counts as held".into());
+            let why =
+                "it cannot be read, so it counts as held: delete the object if no deletion of this volume is running";
+            return held(why.into());
         };
         if body.kind == TYPE_BACKUP {
             continue;

@@ -3,7 +3,8 @@
 //! The commit protocol in one sentence: blocks first, record last, and what no record names is not in the repository.
 //!
 //! * `objects`   the boundary: six verbs; `s3` and `directory` behind it, `client` before it (retries, deadlines, counts)
-//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's
+//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's; `entries` a record's
+//!   blocks as a stream
 //! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`, `hold`)
 //! * `listing`   one LIST under the guard instead of a HEAD per block
 //! * `ledger`    receipts, and the proof that nothing is open
@@ -11,6 +12,8 @@
 //! * `seal`      the record, written once and read back; `adopt` for one that an earlier attempt sealed unheard
 //! * `catalogue` what a target holds, with few requests
 //! * `survey`    `volume.cfg` and the record to build on; `probe` what a bucket can do
+//! * `verify`    is what is there what it says? `inventory` everything below a volume's folder, listed without a
+//!   guard; `usage` what each backup takes
 //! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
 //! * `record_reader`  a record to its last byte, as a stream
@@ -26,9 +29,11 @@ pub mod concurrency;
 pub mod credentials;
 pub mod deletion;
 pub mod directory;
+pub mod entries;
 pub mod error;
 pub mod guard;
 mod hold;
+pub mod inventory;
 pub mod janitor;
 pub mod journal;
 pub mod layout;
@@ -50,6 +55,8 @@ pub mod stall;
 pub mod survey;
 pub mod sweep;
 pub mod tombstone;
+pub mod usage;
+pub mod verify;
 
 use std::sync::Arc;
 

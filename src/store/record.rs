@@ -27,6 +27,8 @@ pub mod label {
     pub const NAMESPACE: &str = "tidemark.dev/namespace";
     pub const BACKUP: &str = "tidemark.dev/backup";
     pub const MARKER: &str = "tidemark.dev/marker";
+    /// SHA-256 of the record's own bytes, with zeros for these 64 digits.
+    pub const RECORD_SHA256: &str = "tidemark.dev/record-sha256";
 }
 
 /// `volume.cfg`.
@@ -152,6 +154,31 @@ impl RecordHead {
 
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Is it the config of this name? One that was put in the place of another is not, and must not be restored for it.
+    pub fn check_is(&self, id: &RecordId) -> Result<(), String> {
+        let is_volume = self.volume_name.is_empty() || self.volume_name == id.volume.as_str();
+        match is_volume && self.name == id.backup.as_str() {
+            true => Ok(()),
+            false => Err(format!(
+                "it calls itself backup {:?} of volume {:?}: another object was put in its place",
+                self.name, self.volume_name
+            )),
+        }
+    }
+
+    /// What stands for the record's checksum while it is computed.
+    pub const CHECKSUM_BLANK: [u8; 64] = [b'0'; 64];
+
+    /// Sets the label with the record's own checksum: 64 hex digits, or the blank.
+    pub fn set_checksum(&mut self, digits: &str) {
+        self.labels.get_or_insert_default().insert(label::RECORD_SHA256.to_owned(), digits.to_owned());
+    }
+
+    /// Takes that label away: it speaks of one record's bytes and of nothing else.
+    pub fn clear_checksum(&mut self) {
+        self.labels.iter_mut().for_each(|labels| _ = labels.remove(label::RECORD_SHA256));
     }
 
     /// The volume's true size in bytes, if we wrote this record.

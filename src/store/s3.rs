@@ -88,6 +88,7 @@ impl S3 {
         let reply = match request.set_range(wanted).send().await {
             Ok(reply) => reply,
             Err(error) if is_code(&error, &["NoSuchKey"]) => return Ok(None),
+            Err(error) if status(&error) == Some(416) => return self.beyond_the_end(key, range, &error).await,
             Err(error) => return Err(classify("GET", key, &error)),
         };
         let whole = reply.content_range().and_then(|r| r.rsplit('/').next()).and_then(|n| n.parse().ok());
@@ -103,6 +104,23 @@ impl S3 {
         };
         let bytes = collect(key, reply.body, len, pool).await?;
         Ok(Some(Fetched { bytes, meta }))
+    }
+
+    /// 416: the range begins behind the object's end, so there is nothing to read. An empty object answers every range so.
+    async fn beyond_the_end<E>(
+        &self,
+        key: &str,
+        range: Range,
+        error: &SdkError<E, HttpResponse>,
+    ) -> Result<Option<Fetched>, StoreError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        match self.send_head(key).await? {
+            Some(meta) if meta.size <= range.offset => Ok(Some(Fetched { bytes: Bytes::new(), meta })),
+            None => Ok(None),
+            Some(_) => Err(classify("GET", key, error)),
+        }
     }
 
     async fn send_head(&self, key: &str) -> Result<Option<Meta>, StoreError> {
@@ -403,6 +421,7 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
         ("SignatureDoesNotMatch", _) => {
             (ErrorKind::Refused(AccessDenied), "; the secret key does not fit the access key: correct the secret")
         }
+        ("InvalidObjectState", _) => (ErrorKind::Damaged, "; it is in an archive class: bring it back first"),
         ("PreconditionFailed" | "ConditionalRequestConflict", _) | (_, Some(409 | 412)) => {
             (ErrorKind::Precondition, "")
         }

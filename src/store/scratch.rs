@@ -210,7 +210,15 @@ impl SortedTable {
         Ok(entries.iter().map(|entry| decode_placed(entry)).collect())
     }
 
-    fn search(&self, name: &BlockName) -> io::Result<Option<(u64, Placed)>> {
+    /// The entry at a place below `count`.
+    pub fn get(&self, rank: u64) -> io::Result<Placed> {
+        let mut bytes = [0; PLACED];
+        self.file.read_exact_at(&mut bytes, rank * PLACED as u64)?;
+        Ok(decode_placed(&bytes))
+    }
+
+    /// An entry with its place.
+    pub fn search(&self, name: &BlockName) -> io::Result<Option<(u64, Placed)>> {
         let (mut low, mut high) = (0, self.count);
         let (mut low_key, mut high_key) = (0_u64, u64::MAX);
         let key = prefix(name);

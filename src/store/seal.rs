@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use aws_lc_rs::digest::{Context, SHA512};
+use aws_lc_rs::digest::{Context, SHA256, SHA512};
 use bytes::Bytes;
 
 use super::{
@@ -102,7 +102,8 @@ pub async fn seal(
 
 impl Sealed {
     /// An earlier attempt's record that was verified.
-    pub(super) fn adopted(record: BackupName, head: RecordHead) -> Self {
+    pub(super) fn adopted(record: BackupName, mut head: RecordHead) -> Self {
+        head.clear_checksum();
         Self { record, head }
     }
 
@@ -115,15 +116,23 @@ impl Sealed {
     }
 }
 
-/// The record, in memory when small, in scratch when not, with its hash.
+/// The record, in memory when small, in scratch when not, with its hash. It is written twice: its own checksum stands in
+/// its head, before the blocks.
 fn write(complete: &Complete, facts: &Facts, scratch: &Scratch) -> io::Result<Written> {
     let size = facts.block_size.bytes();
-    let blocks = complete.blocks().map(|block| {
-        block.map(|(ordinal, placed)| BlockEntry { offset: u64::from(ordinal) * size, block_checksum: placed.name })
-    });
+    let blocks = || {
+        complete.blocks().map(|block| {
+            block.map(|(ordinal, placed)| BlockEntry { offset: u64::from(ordinal) * size, block_checksum: placed.name })
+        })
+    };
+    let mut head = facts.head.clone();
+    head.set_checksum(&String::from_utf8_lossy(&RecordHead::CHECKSUM_BLANK));
+    let mut own = Hashing { to: io::sink(), context: Context::new(&SHA256), len: 0 };
+    head.write_to(blocks(), &mut own)?;
+    head.set_checksum(&hex::encode(own.context.finish().as_ref()));
     let file = scratch.file()?;
     let mut out = Hashing { to: BufWriter::with_capacity(1 << 18, file), context: Context::new(&SHA512), len: 0 };
-    facts.head.write_to(blocks, &mut out)?;
+    head.write_to(blocks(), &mut out)?;
     out.flush()?;
     let (len, sha512) = (out.len, out.context.finish().as_ref().to_vec());
     let file = out.to.into_inner().map_err(io::IntoInnerError::into_error)?;

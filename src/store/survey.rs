@@ -59,11 +59,20 @@ pub async fn read_config(client: &Client, layout: &VolumeLayout) -> Result<Optio
     let Some(fetched) = client.get(&key, Range::whole(limits::SMALL_OBJECT_BYTES_MAX)).await? else {
         return Ok(None);
     };
-    let damaged = |seen: String| StoreError::new(ErrorKind::Damaged, "GET", &key, seen);
-    let config: VolumeConfig =
-        serde_json::from_slice(&fetched.bytes).map_err(|e| damaged(format!("it is no volume config: {e}")))?;
-    config.compression().map_err(damaged)?;
-    Ok(Some(config))
+    parse_config(layout, &fetched.bytes).map(Some).map_err(|seen| {
+        // Without it nobody knows the method of the blocks that are there, so nothing is made up.
+        let seen = format!("{seen}; put a copy of the object back, or move the volume's folder away");
+        StoreError::new(ErrorKind::Damaged, "GET", &key, seen)
+    })
+}
+
+fn parse_config(layout: &VolumeLayout, bytes: &[u8]) -> Result<VolumeConfig, String> {
+    let config: VolumeConfig = serde_json::from_slice(bytes).map_err(|e| format!("it is no volume config: {e}"))?;
+    config.compression()?;
+    match config.name == layout.volume() {
+        true => Ok(config),
+        false => Err(format!("it calls itself {:?}: another object was put in its place", config.name)),
+    }
 }
 
 /// A record that is gone, deleted, in progress or damaged is no parent.
@@ -81,7 +90,8 @@ async fn read_parent(
         }
         Err(error) => return Err(error),
     };
-    let head = head.filter(|head| !head.is_in_progress() && !tombstones.covers(head));
+    let is_own = |head: &RecordHead| head.name == name.as_str();
+    let head = head.filter(|head| !head.is_in_progress() && is_own(head) && !tombstones.covers(head));
     Ok(head.and_then(|head| Some(Parent { block_size: head.block_size().ok()?, name, head })))
 }
 

@@ -18,11 +18,12 @@ use super::{
     resume,
     source::{Source, SourceError},
     tell::{Ended, Teller},
+    verification,
 };
 use crate::{
     model::{
         BackupName, BlockSize, Compression, Counters, FailureReason, JobSpec, Outcome, Phase, Progress, Report,
-        RestoreProgress, Task,
+        RestoreProgress, Task, Verdict, Verification, VerifyDepth,
         job::{BackupTask, Mode},
         limits,
         report::{Plan as ReportedPlan, REPORT_VERSION},
@@ -107,7 +108,17 @@ pub async fn run(attempt: Attempt, reports: watch::Sender<Report>) -> Report {
         // The pipeline ends itself in order; everything before and after it may simply stop.
         () = cancelled(&attempt.cancel) => Err(AttemptError::Pipeline(PipelineError::Cancelled)),
     };
-    tell.end(ended.map_err(|error| Ended::of(error.reason(), &error, error.object())))
+    let told =
+        |ended: Result<_, AttemptError>| ended.map_err(|error| Ended::of(error.reason(), &error, error.object()));
+    if let (Ok(Outcome::Completed { backup, .. }), true) = (&ended, task.verify != VerifyDepth::None) {
+        let backup = backup.clone();
+        // Complete it is, whatever the verification shows: that is told first.
+        tell.change(|report| report.verification = Some(Verification::new(Verdict::Running, "Verification runs")));
+        tell.end(told(ended));
+        let verification = verification::run(&attempt, &worker.client, &worker.scratch, (task.verify, &backup)).await;
+        return tell.verified(verification);
+    }
+    tell.end(told(ended))
 }
 
 /// The pipeline needs a moment to journal after a cancellation.
@@ -134,6 +145,7 @@ pub fn first_report(job: &JobSpec) -> Report {
         damaged: Vec::new(),
         failure: None,
         outcome: None,
+        verification: None,
     }
 }
 
@@ -270,9 +282,8 @@ impl Worker<'_> {
         let listing = Listing::read(guard, &self.scratch, settled.block_size, settled.compression).await?;
         let config = self.volume_config(settled);
         survey::ensure_config(guard, &settled.survey, &listing, &config).await?;
-        if let Some((sealed, record)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
+        if let Some((sealed, blocks)) = adopt::settle(guard, &settled.predecessors, &listing).await? {
             self.tell.change(|report| {
-                let blocks = record.blocks.len() as u64;
                 report.counters = Counters::Backup(Progress {
                     total_blocks: blocks,
                     acknowledged_blocks: blocks,

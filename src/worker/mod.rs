@@ -6,13 +6,16 @@
 //! * `compute`     the threads: read, hash, compress
 //! * `pipeline`    the coordinator: where blocks become acknowledged
 //! * `resume`      what an earlier attempt spares this one
+//! * `heal`        bad blocks of a backup, sent again from a source that has them
 //! * `restoring`   one attempt of a restore; `landing` is where it ends
 //! * `tell`        how an attempt changes its report
 //! * `reporter`    the three carriers of the report
+//! * `verification`  what a Backup asked to be looked at again after it is complete
 //! * `serve`       the `worker` command: a job file in, reports and an exit code out
 
 pub mod attempt;
 pub mod compute;
+pub mod heal;
 mod landing;
 pub mod pipeline;
 pub mod reporter;
@@ -21,6 +24,7 @@ pub mod resume;
 pub mod serve;
 pub mod source;
 mod tell;
+mod verification;
 
 pub use attempt::Attempt;
 pub use serve::{WorkerOptions, serve};

@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 
 use crate::{
-    model::{Counters, Failure, FailureReason, Outcome, Phase, Report, Task},
+    model::{Counters, Failure, FailureReason, Outcome, Phase, Report, Task, Verification},
     store::client::Client,
     telemetry,
 };
@@ -53,6 +53,12 @@ impl Teller {
 
     pub(super) fn counters(&self, counters: Counters) {
         self.change(|report| report.counters = counters);
+    }
+
+    /// The last report of an attempt whose outcome was told before.
+    pub(super) fn verified(&self, verification: Verification) -> Report {
+        self.change(|report| report.verification = Some(verification));
+        self.reports.borrow().clone()
     }
 
     /// The last report, which has an outcome.

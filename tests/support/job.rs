@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 use tidemark::{
     model::{
-        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation, Task,
+        AttemptId, BlockSize, Compression, JobSpec, Outcome, Report, ReportKey, StoreLocation, Task, VerifyDepth,
         job::{BackupTask, Deadlines, JOB_VERSION, Limits, Mode, Owner, S3Location, SnapshotRef, Source},
     },
     store::{
@@ -43,6 +43,7 @@ pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
         block_size: BlockSize::Mi2,
         source: Source { path: image.to_owned(), root: None, bytes: None, point: None },
         mode: Mode::Incremental,
+        verify: VerifyDepth::None,
         snapshot: SnapshotRef { name: format!("snap-{uid}"), created: now() },
         owner: Owner {
             cluster: "test".into(),

@@ -89,6 +89,18 @@ pub fn scratch_with_room(purpose: &str, bytes: u64) -> TempDir {
     made.unwrap_or_else(|e| panic!("No scratch directory in {}: {e}", base.display()))
 }
 
+/// Copies a folder with everything below it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the copy's folder can be made");
+    for entry in std::fs::read_dir(from).expect("the folder to copy is there").flatten() {
+        let to = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => _ = std::fs::copy(entry.path(), to).expect("there is room for the copy"),
+        }
+    }
+}
+
 /// A test that was killed leaves its directory: whoever comes next removes it.
 fn remove_left_behind(base: &Path) {
     for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {

@@ -7,19 +7,21 @@ use serde_json::json;
 
 use crate::{
     api::{
-        Backup, BackupState, BackupStatus,
+        Backup, BackupState, BackupStatus, Status,
         backup_status::{BackupProgress, ObservedFailure, StoredAs},
     },
     controller::{
         time::later,
         work::{
+            Kind,
             decide::{Step, decide},
             observe::{Heard, Observed, WorkerSeen},
             standing::Standing,
+            status::{Worth, next_status, worth},
             worlds::{Settable, Worlds, attempt, heard, id, observed, start},
         },
     },
-    model::{BackupName, Counters, Outcome, Phase, Progress},
+    model::{BackupName, Counters, Outcome, Phase, Progress, Verdict, Verification, VerifyDepth},
 };
 
 impl Settable for Backup {
@@ -150,4 +152,63 @@ fn law_6_an_error_with_retries_left_begins_again_when_its_time_comes() {
 #[test]
 fn a_second_pass_over_an_unchanged_world_writes_nothing() {
     worlds().settle();
+}
+
+/// A completed Backup whose verification was asked for, with a worker that said this of it.
+fn verified_world(verify: VerifyDepth, worker: WorkerSeen) -> (Backup, Observed) {
+    let object = backup(completed());
+    let mut o = observed(&object);
+    (o.wish.verify, o.worker) = (verify, worker);
+    (object, o)
+}
+
+fn said(verdict: Verdict) -> Heard {
+    let backup = BackupName::of_attempt("uid", &id(1));
+    let mut heard = report(Phase::Ended, 4, Some(Outcome::Completed { backup, adopted: false }));
+    heard.report.verification = Some(Verification::new(verdict, "what was seen"));
+    heard
+}
+
+#[test]
+fn law_8_a_verdict_is_told_beside_completed_and_changes_nothing_else() {
+    let alive = |verdict| WorkerSeen::Alive { heard: Some(said(verdict)), silent_for: Duration::ZERO };
+    let silent = WorkerSeen::Alive { heard: Some(said(Verdict::Running)), silent_for: Duration::from_secs(61) };
+    let ended = |verdict| WorkerSeen::Ended { heard: Some(said(verdict)), exit_code: Some(0), last_lines: "".into() };
+    let now = later(start(), Duration::from_secs(5));
+    for (worker, expected) in [
+        (alive(Verdict::Running), None),
+        (alive(Verdict::Passed), Some(("True", "VerificationPassed"))),
+        (alive(Verdict::Damaged), Some(("False", "DamageFound"))),
+        (ended(Verdict::NotDone), Some(("Unknown", "VerificationNotDone"))),
+        (ended(Verdict::Running), Some(("Unknown", "VerificationNotDone"))),
+        (WorkerSeen::Absent, Some(("Unknown", "VerificationNotDone"))),
+        (silent, Some(("Unknown", "VerificationNotDone"))),
+    ] {
+        let (object, o) = verified_world(VerifyDepth::Full, worker);
+        let decision = decide(&o, now);
+        let next = next_status(&object, &o, &decision.standing, now);
+        let seen = next.conditions.iter().find(|c| c.type_ == "Verified");
+        assert_eq!(seen.map(|c| (c.status.as_str(), c.reason.as_str())), expected, "{o:#?}");
+        let same = BackupStatus { conditions: vec![], observed_generation: 0, ..next.clone() };
+        assert_eq!(same, BackupStatus { conditions: vec![], observed_generation: 0, ..completed() }, "{next:#?}");
+        // Written once: the next pass looks only after what is left of the worker.
+        let again = Observed { status: next.course(), ..o };
+        let settled = next_status(&backup(next.clone()), &again, &decide(&again, now).standing, now);
+        assert_eq!(worth(&next, &settled), Worth::Nothing, "{settled:#?}");
+        let note = decision.standing.note(&Backup::WORDS, Backup::brought);
+        assert_eq!(note.is_some(), expected.is_some(), "{decision:#?}");
+    }
+}
+
+#[test]
+fn a_worker_that_verifies_is_left_alone_and_one_that_was_not_asked_to_is_not() {
+    let hours_later = later(start(), Duration::from_secs(5 * 3600));
+    let alive = WorkerSeen::Alive { heard: Some(said(Verdict::Running)), silent_for: Duration::ZERO };
+    let verifying = decide(&verified_world(VerifyDepth::Full, alive.clone()).1, hours_later);
+    assert_eq!(verifying.step, Step::Nothing, "{verifying:#?}");
+    let unasked = decide(&verified_world(VerifyDepth::None, alive.clone()).1, hours_later);
+    assert_eq!(unasked.step, Step::StopWorker, "{unasked:#?}");
+    let (_, mut cancelled) = verified_world(VerifyDepth::Full, alive);
+    cancelled.wish.cancel = true;
+    assert_eq!(decide(&cancelled, hours_later).step, Step::StopWorker);
 }

@@ -62,7 +62,10 @@ impl Kind for Backup {
             urgency: Urgency::Backup,
         };
         let (wish, problem) = wish(&self.metadata, &spoken);
-        (Wish { holds: upkeep::holds(self), look_again: upkeep::expiry(self), ..wish }, problem)
+        (
+            Wish { holds: upkeep::holds(self), look_again: upkeep::expiry(self), verify: spec.verify.into(), ..wish },
+            problem,
+        )
     }
 
     fn upkeep<'a>(
@@ -115,6 +118,7 @@ impl Kind for Backup {
                 }),
             },
             mode: self.spec.mode.into(),
+            verify: self.spec.verify.into(),
             // The same for every attempt: whether the device changed between them the worker finds out itself.
             snapshot: match &place.exposed {
                 Some(exposed) => job::SnapshotRef {

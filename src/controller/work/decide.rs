@@ -5,7 +5,7 @@
 //! status before its worker exists, and a failure is shown before anything is cleaned up.
 //!
 //! Three rules hold everything else:
-//! 1. Completed and Cancelled are history: nothing changes them.
+//! 1. Completed and Cancelled are history: nothing changes them. A verification after completion is told beside it.
 //! 2. A new attempt begins only when the worker of the old one has ended.
 //! 3. What a worker said last counts, whether it still runs or not: the outcome of a report is final.
 
@@ -21,6 +21,7 @@ use super::{
     queue::{Limit, Slot},
     retry::{self, Past, Progressed},
     standing::{Activity, Chosen, Failed, Standing, WhatNext},
+    verifying::verifying,
     volume::VolumeSeen,
 };
 use crate::{
@@ -63,7 +64,7 @@ fn decided(step: Step, standing: Standing) -> Decision {
 /// After this long without a report the reason says so.
 pub const QUIET: Duration = Duration::from_secs(10);
 /// A worker knows its own deadline; this much later it is ended for it.
-const DEADLINE_GRACE: Duration = Duration::from_secs(60);
+pub const DEADLINE_GRACE: Duration = Duration::from_secs(60);
 /// Between two steps of a volume: time for others to do theirs.
 const VOLUME_PAUSE: Duration = Duration::from_millis(200);
 const VOLUME_WAIT: Duration = Duration::from_secs(1);
@@ -79,7 +80,8 @@ pub fn decide(o: &Observed, now: Timestamp) -> Decision {
         return deleting(o);
     }
     match o.status.state {
-        Some(Stage::Completed | Stage::Cancelled | Stage::Deleting) => history(o, now),
+        Some(Stage::Completed) => verifying(o, now).unwrap_or_else(|| history(o, now)),
+        Some(Stage::Cancelled | Stage::Deleting) => history(o, now),
         _ if o.wish.cancel => cancelling(o),
         None | Some(Stage::Pending) => pending(o, now),
         Some(Stage::Error) => resting(o, now),

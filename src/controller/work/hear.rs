@@ -237,6 +237,7 @@ mod tests {
             damaged: vec![],
             failure: None,
             outcome: None,
+            verification: None,
         }
     }
 

@@ -10,6 +10,7 @@
 //! * `decide`    pure and total: one step and a standing
 //! * `standing`  what a user sees of it: stage, reason, conditions, event, next look
 //! * `status`    the next status, what a write is worth, and the write
+//! * `verifying` what is looked at again after completion
 //! * `act`       one step, idempotent
 //!
 //! Status is written before the step is done. A conflict ends the pass: somebody knows better, decide again.
@@ -25,6 +26,7 @@ pub mod retry;
 pub mod standing;
 pub mod status;
 pub mod target;
+pub mod verifying;
 pub mod volume;
 #[cfg(test)]
 pub mod worlds;
@@ -326,7 +328,8 @@ fn tell<K: Kind>(object: &K, o: &Observed, standing: &Standing, next: &Course, c
     let attempt = |s: &Course| s.attempt.as_ref().map_or(0, |a| a.number);
     let is_same = (o.status.state, &o.status.reason, attempt(&o.status)) == (next.state, &next.reason, attempt(next));
     let failed_again = matches!(standing, Standing::Failed { .. }) && o.status.failure != next.failure;
-    if is_same && !failed_again {
+    let is_verdict = matches!(standing, Standing::Verified { .. });
+    if is_same && !failed_again && !is_verdict {
         return;
     }
     let (kind, reason) = (K::kind(&()), next.reason.as_deref().unwrap_or(""));

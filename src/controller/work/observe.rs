@@ -28,7 +28,7 @@ use crate::{
         runner::{Host, trouble::Trouble},
         target::resolve::Resolved,
     },
-    model::{AttemptId, BackupName, FailureReason, Report, VolumeName, limits},
+    model::{AttemptId, BackupName, FailureReason, Report, VerifyDepth, VolumeName, limits},
 };
 
 /// Keeps a deleted object until its worker is gone.
@@ -79,6 +79,8 @@ pub struct Wish {
     pub holds: bool,
     /// When something is due that no worker does.
     pub look_again: Option<Timestamp>,
+    /// What is looked at again after completion.
+    pub verify: VerifyDepth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,6 +279,7 @@ pub fn wish(meta: &ObjectMeta, words: &Words<'_>) -> (Wish, Option<InvalidField>
         urgency: words.urgency,
         holds: false,
         look_again: None,
+        verify: VerifyDepth::None,
     };
     (wish, problem)
 }

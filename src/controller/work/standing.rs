@@ -8,11 +8,12 @@ use jiff::Timestamp;
 use super::{
     observe::{Heard, Place, Refusal},
     queue::Limit,
+    verifying::claim,
 };
 use crate::{
     api::{Cause, Claim, ConditionType, Reason, Stage, Truth, common::ChosenTarget},
     controller::snapshot::expose::Taken,
-    model::{AttemptId, Failure, FailureReason, Report, job::S3Location},
+    model::{AttemptId, Failure, FailureReason, Report, Verdict, Verification, job::S3Location},
 };
 
 /// How an object stands.
@@ -58,6 +59,10 @@ pub enum Standing {
     },
     Completed {
         heard: Box<Heard>,
+    },
+    /// Completed before; now the verification that followed has its verdict.
+    Verified {
+        verification: Verification,
     },
     Failed {
         failure: Box<Failed>,
@@ -152,7 +157,7 @@ impl Standing {
     pub fn state(&self) -> Option<(Stage, Reason)> {
         use {Cause as C, Stage as S};
         let (state, reason) = match self {
-            Standing::Unchanged { .. } => return None,
+            Standing::Unchanged { .. } | Standing::Verified { .. } => return None,
             Standing::Waiting { missing } => (S::Pending, missing.reason),
             Standing::Queued { .. } => (S::Pending, C::Queued.into()),
             Standing::WaitingForOldWorker => (S::Starting, C::WaitingForOldWorker.into()),
@@ -205,6 +210,7 @@ impl Standing {
                 Activity::Flushing => "All blocks are written; the volume puts them on stable storage".into(),
                 Activity::ReadingBack => words.reading_back.into(),
             },
+            Standing::Verified { verification } => verification.message.clone(),
             Standing::Completed { .. } => words.completed.into(),
             Standing::Failed { failure, .. } => failure.message.clone(),
             Standing::Cancelling => "The worker is being stopped".into(),
@@ -216,7 +222,7 @@ impl Standing {
     /// The conditions, those of the kind's own domain last; none: as they were written.
     pub fn claims(&self, words: &Words, domain: Vec<Claim>) -> Option<Vec<Claim>> {
         let reason = match self {
-            Standing::Unchanged { .. } => return None,
+            Standing::Unchanged { .. } | Standing::Verified { .. } => return None,
             Standing::Cancelling => Cause::Cancelling.into(),
             _ => self.state()?.1,
         };
@@ -248,6 +254,12 @@ impl Standing {
             _ => claims.push(Claim::new(ConditionType::Reconciling, Truth::True, reason, message)),
         }
         claims.extend(domain);
+        if let Standing::Completed { heard, .. } = self
+            && heard.report.verification.is_some()
+        {
+            // A verdict that came with the news is told on the next pass, with an event of its own.
+            claims.push(claim(&Verification::new(Verdict::Running, "The verification runs")));
+        }
         Some(claims)
     }
 
@@ -292,6 +304,12 @@ impl Standing {
             ),
             Standing::Working { .. } => None,
             Standing::Completed { heard } => normal("Completed", completed(&heard.report)),
+            Standing::Verified { verification } => match verification.verdict {
+                Verdict::Running => None,
+                Verdict::Passed => normal("VerificationPassed", self.message(words)),
+                Verdict::Damaged => warning("DamageFound", self.message(words)),
+                Verdict::NotDone => warning("VerificationNotDone", self.message(words)),
+            },
             Standing::Failed { failure, .. } => warning(failure.reason.as_str(), failure.message.clone()),
             Standing::Cancelling => normal("Cancelling", self.message(words)),
             Standing::Cancelled { .. } => normal("Cancelled", self.message(words)),
@@ -319,7 +337,9 @@ impl Standing {
                 WhatNext::Exhausted | WhatNext::Never => Some(Duration::from_secs(1)),
             },
             // What is left of the worker is removed on the next pass.
-            Standing::Completed { .. } | Standing::Cancelled { .. } => Some(Duration::from_secs(1)),
+            Standing::Completed { .. } | Standing::Verified { .. } | Standing::Cancelled { .. } => {
+                Some(Duration::from_secs(1))
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use super::{
     observe::{Heard, Observed},
     queue::Limit,
     standing::{Failed, Standing, WhatNext},
+    verifying::claim,
 };
 use crate::{
     api::{
@@ -41,6 +42,12 @@ pub fn next_status<K: Kind>(object: &K, o: &Observed, standing: &Standing, now: 
         None => {
             let mut same = o.status.conditions.clone();
             same.iter_mut().for_each(|c| c.observed_generation = Some(o.wish.generation));
+            if let Standing::Verified { verification } = standing {
+                let verdict = [claim(verification)];
+                let verdict = conditions(&o.status.conditions, &verdict, Some(o.wish.generation), now);
+                same.retain(|c| verdict.iter().all(|v| v.type_ != c.type_));
+                same.extend(verdict);
+            }
             same
         }
     };
@@ -115,6 +122,8 @@ fn apply(next: &mut Course, o: &Observed, standing: &Standing, now: Timestamp) {
         | Standing::StartingWorker { .. }
         | Standing::Cancelling
         | Standing::Deleting => {}
+        // A condition, beside what is history.
+        Standing::Verified { .. } => {}
         Standing::Waiting { .. }
         | Standing::WaitingForOldWorker
         | Standing::Working { .. }

@@ -24,7 +24,7 @@ use crate::{
     controller::{target::resolve::Resolved, time::later},
     model::{
         AttemptId, BackupName, BlockSize, Counters, Failure, FailureReason, Outcome, Phase, Report, Requests,
-        VolumeName,
+        VerifyDepth, VolumeName,
         report::{Plan, REPORT_VERSION},
     },
 };
@@ -65,6 +65,7 @@ pub fn wish(urgency: Urgency) -> Wish {
         urgency,
         holds: false,
         look_again: None,
+        verify: VerifyDepth::None,
     }
 }
 
@@ -119,6 +120,7 @@ pub fn heard(phase: Phase, counters: Counters, outcome: Option<Outcome>) -> Hear
             requests: Requests::default(),
             plan: Some(plan),
             damaged: vec![],
+            verification: None,
             failure,
             outcome,
         },

@@ -3,19 +3,20 @@
 //! A record of 8 TiB is 450 MB of JSON. Longhorn and we write it compactly and `Blocks` almost last, so entries are cut
 //! out by their braces (an entry holds no other brace) and parsed one by one. Every part must come from one and the
 //! same object; entries must be aligned and ascend. A part that makes no sense is asked for once more before the record
-//! is called damaged: the wire may be to blame.
+//! is called damaged: the wire may be to blame. Where the record carries its own checksum (ours do), its end is told only
+//! if every byte of it fits.
 
 use std::collections::VecDeque;
 
-use crate::{
-    model::BlockSize,
-    store::{
-        client::Client,
-        error::{ErrorKind, StoreError},
-        objects::{Meta, Range},
-        record::BlockEntry,
-    },
+use aws_lc_rs::digest::{Context, SHA256};
+
+use super::{
+    client::Client,
+    error::{ErrorKind, StoreError},
+    objects::{Meta, Range},
+    record::{BlockEntry, RecordHead, label},
 };
+use crate::model::BlockSize;
 
 /// Bytes of one ranged GET: 40,000 entries.
 const PART_BYTES: u64 = 4 * 1024 * 1024;
@@ -23,7 +24,8 @@ const PART_BYTES: u64 = 4 * 1024 * 1024;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BLOCKS: &[u8] = b"\"Blocks\":[";
 
-pub(super) struct Entries {
+/// An open record, read part by part.
+pub struct Entries {
     client: Client,
     key: String,
     block_bytes: u64,
@@ -37,15 +39,60 @@ pub(super) struct Entries {
     is_at_end: bool,
     /// The least offset the next entry may have.
     floor: u64,
-    /// Before the newest part: where it begins, the bytes carried over to it, and the floor.
-    before: (u64, Vec<u8>, u64),
+    /// Of the bytes so far; only where the record carries one.
+    checksum: Option<Checksum>,
+    before: Before,
     /// The newest part was asked for twice.
     is_second: bool,
 }
 
+/// As it was before the newest part: where that begins, the bytes carried over to it, the floor, the checksum.
+#[derive(Clone, Default)]
+struct Before {
+    offset: u64,
+    rest: Vec<u8>,
+    floor: u64,
+    checksum: Option<Checksum>,
+}
+
+/// The record's own checksum, and that of the bytes so far.
+#[derive(Clone)]
+struct Checksum {
+    expected: Vec<u8>,
+    context: Context,
+}
+
+impl Checksum {
+    /// Begins with the bytes read so far, which hold the whole head. A record of Longhorn's has none.
+    fn begin(read: &[u8]) -> Option<Self> {
+        let name = format!("\"{}\":\"", label::RECORD_SHA256);
+        let digits = read.windows(name.len()).position(|w| w == name.as_bytes())? + name.len();
+        let blank = RecordHead::CHECKSUM_BLANK;
+        let expected = read.get(digits..digits + blank.len())?.to_vec();
+        let mut context = Context::new(&SHA256);
+        context.update(&read[..digits]);
+        context.update(&blank);
+        context.update(&read[digits + blank.len()..]);
+        Some(Self { expected, context })
+    }
+
+    fn fits(self) -> Result<(), String> {
+        let seen = hex::encode(self.context.finish().as_ref());
+        match seen.as_bytes() == self.expected {
+            true => Ok(()),
+            false => {
+                let expected = String::from_utf8_lossy(&self.expected).into_owned();
+                Err(format!(
+                    "its bytes have the checksum {seen}, it says {expected}: they were changed since it was written"
+                ))
+            }
+        }
+    }
+}
+
 impl Entries {
     /// Finds where the blocks begin.
-    pub(super) async fn open(client: Client, key: &str, block_size: BlockSize) -> Result<Self, StoreError> {
+    pub async fn open(client: Client, key: &str, block_size: BlockSize) -> Result<Self, StoreError> {
         Self::open_with(client, key, block_size, PART_BYTES).await
     }
 
@@ -61,7 +108,8 @@ impl Entries {
             parsed: VecDeque::new(),
             is_at_end: false,
             floor: 0,
-            before: (0, Vec::new(), 0),
+            checksum: None,
+            before: Before::default(),
             is_second: false,
         };
         entries.find_blocks().await?;
@@ -73,6 +121,7 @@ impl Entries {
         loop {
             let is_last = !self.read_part().await?;
             if let Some(at) = self.rest.windows(BLOCKS.len()).position(|w| w == BLOCKS) {
+                self.checksum = Checksum::begin(&self.rest);
                 self.rest.drain(..at + BLOCKS.len());
                 return Ok(());
             }
@@ -80,6 +129,8 @@ impl Entries {
             // not written by a program we know.
             if is_last && !self.rest.windows(8).any(|w| w == b"\"Blocks\"") {
                 self.check_json(&self.rest)?;
+                self.checksum = Checksum::begin(&self.rest);
+                self.check_checksum()?;
                 self.rest.clear();
                 self.is_at_end = true;
                 return Ok(());
@@ -90,13 +141,19 @@ impl Entries {
         }
     }
 
+    /// To be called when every byte was read.
+    fn check_checksum(&self) -> Result<(), StoreError> {
+        let fits = self.checksum.clone().map_or(Ok(()), Checksum::fits);
+        fits.map_err(|seen| self.damaged(seen))
+    }
+
     fn check_json(&self, text: &[u8]) -> Result<(), StoreError> {
         let parsed = serde_json::from_slice::<serde::de::IgnoredAny>(text);
         parsed.map(|_| ()).map_err(|error| self.damaged(format!("it is no backup config: {error}")))
     }
 
     /// The next block, in offset order.
-    pub(super) async fn next(&mut self) -> Result<Option<BlockEntry>, StoreError> {
+    pub async fn next(&mut self) -> Result<Option<BlockEntry>, StoreError> {
         loop {
             if let Some(entry) = self.parsed.pop_front() {
                 return Ok(Some(entry));
@@ -123,7 +180,8 @@ impl Entries {
             parsed => parsed?,
         }
         if self.parsed.is_empty() && !self.is_at_end {
-            let before = (self.offset, self.rest.clone(), self.floor);
+            let (rest, checksum) = (self.rest.clone(), self.checksum.clone());
+            let before = Before { offset: self.offset, rest, floor: self.floor, checksum };
             if !self.read_part().await? {
                 return Err(self.damaged("it ends within its list of blocks"));
             }
@@ -136,7 +194,8 @@ impl Entries {
     async fn read_again(&mut self) -> Result<(), StoreError> {
         self.is_second = true;
         self.parsed.clear();
-        (self.offset, self.rest, self.floor) = self.before.clone();
+        let Before { offset, rest, floor, checksum } = self.before.clone();
+        (self.offset, self.rest, self.floor, self.checksum) = (offset, rest, floor, checksum);
         match self.offset {
             0 => self.find_blocks().await,
             _ => self.read_part().await.map(|_| ()),
@@ -152,6 +211,7 @@ impl Entries {
         }
         while self.read_part().await? {}
         self.check_json(&[b"{\"Blocks\":[]", &self.rest[..]].concat())?;
+        self.check_checksum()?;
         self.is_at_end = true;
         Ok(())
     }
@@ -175,6 +235,9 @@ impl Entries {
         }
         self.offset += fetched.bytes.len() as u64;
         self.rest.extend_from_slice(&fetched.bytes);
+        if let Some(checksum) = &mut self.checksum {
+            checksum.context.update(&fetched.bytes);
+        }
         self.meta = Some(fetched.meta);
         Ok(true)
     }
@@ -253,7 +316,7 @@ mod tests {
         },
     };
 
-    const RECORD: &str = include_str!("../store/testdata/backup_backup-demo1.cfg");
+    const RECORD: &str = include_str!("testdata/backup_backup-demo1.cfg");
 
     fn client(objects: Arc<dyn Objects>) -> Client {
         Client::new(objects, Duration::from_secs(5), Duration::from_secs(5))
@@ -351,6 +414,41 @@ mod tests {
         ] {
             let error = read(&text, 64).await.expect_err(what).to_string();
             assert!(error.contains(what), "{what}: {error}");
+        }
+    }
+
+    /// A record of ours: the checksum stands in a label.
+    fn checked() -> String {
+        let record = crate::store::record::Record::parse(RECORD.as_bytes()).expect("Longhorn's own");
+        let write = |digits: &str| {
+            let (mut head, mut out) = (record.head.clone(), Vec::new());
+            head.set_checksum(digits);
+            head.write_to(record.blocks.iter().copied().map(Ok), &mut out).expect("a Vec");
+            out
+        };
+        let sum = aws_lc_rs::digest::digest(&SHA256, &write(&"0".repeat(64)));
+        String::from_utf8(write(&hex::encode(sum.as_ref()))).expect("JSON")
+    }
+
+    #[tokio::test]
+    async fn law_7_a_record_that_carries_its_checksum_is_believed_only_whole() {
+        let (text, whole) = (checked(), read(RECORD, 64).await.expect("Longhorn's own"));
+        for part_bytes in [7, 500, 1 << 20] {
+            assert_eq!(read(&text, part_bytes).await, Ok(whole.clone()), "parts of {part_bytes}");
+        }
+        for (what, changed) in [
+            ("a time", text.replace("\"CreatedTime\":\"2026", "\"CreatedTime\":\"2025")),
+            ("a digit of a block", text.replacen("\"BlockChecksum\":\"0", "\"BlockChecksum\":\"1", 1)),
+            ("what follows the blocks", text.replace("\"FilePath\":\"\"", "\"FilePath\":\"x\"")),
+            ("its length", format!("{text} ")),
+        ] {
+            if changed != text {
+                let error = read(&changed, 64).await.expect_err(what).to_string();
+                assert!(
+                    error.contains("were changed since it was written") || error.contains("no backup config"),
+                    "{what}: {error}"
+                );
+            }
         }
     }
 
