@@ -14,9 +14,14 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// For people with kubectl, and for the chart, which cannot reach outside its own directory.
+const CRD_FOLDERS: [&str; 2] = ["crds", "charts/tidemark/files/crds"];
+
 /// Every generated file: where it is and what must be in it.
 fn generated() -> Vec<(PathBuf, String)> {
-    let crds = api::crd_files().into_iter().map(|(name, content)| (root().join("crds").join(name), content));
+    let crds = api::crd_files()
+        .into_iter()
+        .flat_map(|(name, content)| CRD_FOLDERS.map(|folder| (root().join(folder).join(&name), content.clone())));
     crds.chain([(root().join("docs/resources.md"), api::reference::markdown())]).collect()
 }
 
@@ -26,7 +31,8 @@ fn generated_files_are_current() {
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(found == content, "{} is not what src/api says: run `make generate`", path.display());
     }
-    for entry in std::fs::read_dir(root().join("crds")).expect("crds/ is checked in") {
+    for entry in CRD_FOLDERS.iter().flat_map(|folder| std::fs::read_dir(root().join(folder)).expect("it is checked in"))
+    {
         let path = entry.expect("readable").path();
         assert!(generated().iter().any(|(wanted, _)| *wanted == path), "{} is of no kind we have", path.display());
     }

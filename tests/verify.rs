@@ -101,7 +101,7 @@ impl World {
         let job = HealJob {
             client: client(objects),
             record: RecordId { volume: volume(), backup: record(uid, n) },
-            source: Source { path: image.to_owned(), root: None, bytes: None },
+            source: Source { path: image.to_owned(), root: None, bytes: None, point: None },
             concurrency: 4,
             scratch: scratch(),
             timing: job::quick(),

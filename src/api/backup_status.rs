@@ -181,6 +181,10 @@ pub struct ObservedSnapshot {
     /// Name of the VolumeSnapshot, or what stands for it.
     #[schemars(length(max = 253))]
     pub name: String,
+    /// Uid of the VolumeSnapshot: a later attempt reads this one or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub uid: Option<String>,
     /// The recovery point: the data is as it was then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creation_time: Option<Time>,

@@ -220,7 +220,7 @@ pub fn parse_bytes_per_second(quantity: &Quantity, field: &'static str) -> Resul
 }
 
 /// Kubernetes' quantities, as far as they are whole bytes: `1.5Gi` and `1e9` are, `1m` (a thousandth) is not.
-fn parse_bytes(text: &str) -> Option<u64> {
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);

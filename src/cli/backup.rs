@@ -180,7 +180,7 @@ fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<(JobSpec
     let task = BackupTask {
         compression: options.compression,
         block_size: options.block_size,
-        source: Source { path: options.image.clone(), root: None, bytes: None },
+        source: Source { path: options.image.clone(), root: None, bytes: None, point: None },
         mode: match options.mode {
             ModeText::Incremental => Mode::Incremental,
             ModeText::Full => Mode::Full,

@@ -61,7 +61,7 @@ pub(super) async fn run(options: HealOptions) -> Result<(), CliError> {
     let job = HealJob {
         client: reach.client(&options.store)?,
         record: record.clone(),
-        source: Source { path: options.image.clone(), root: None, bytes: None },
+        source: Source { path: options.image.clone(), root: None, bytes: None, point: None },
         concurrency: options.concurrency,
         scratch: Scratch::new(&options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir)),
         timing: Timing::default(),

@@ -11,7 +11,17 @@ use kube::ResourceExt;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-use super::{context::Context, error_chain, runner::Worker, time::until};
+use super::{
+    context::Context,
+    error_chain,
+    runner::Worker,
+    snapshot::{
+        act::act,
+        observe,
+        remove::{Extent, Removal, remove},
+    },
+    time::until,
+};
 use crate::{
     api::{Backup, BackupState, Restore, RestoreState},
     telemetry::now,
@@ -49,8 +59,34 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
         context.removals.retain(&uids);
         if round.is_multiple_of(COLLECT_EVERY) {
             collect(context, &lives).await;
+            collect_volumes(context, &uids).await;
         }
         round = round.wrapping_add(1);
+    }
+}
+
+/// Removes what was made for snapshots whose Backup is no more, one step a round.
+async fn collect_volumes(context: &Context, lives: &HashSet<String>) {
+    if context.exposure.is_none() {
+        return;
+    }
+    let owners = match observe::owners(&context.client, &context.namespace).await {
+        Ok(owners) => owners,
+        Err(observe::ObserveError::NotInstalled) => return,
+        Err(error) => return tracing::warn!(error = %error_chain(&error), "Snapshots could not be listed"),
+    };
+    for (owner, namespace) in owners.iter().filter(|(owner, _)| !lives.contains(owner)) {
+        let outcome = match observe::remains(&context.client, owner, namespace, &context.namespace).await {
+            Ok(remains) => match remove(&remains, owner, Extent::Everything) {
+                Removal::Step(step) => act(&context.client, owner, &context.namespace, &step).await,
+                Removal::Waiting(_) | Removal::Done => Ok(()),
+            },
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => tracing::info!(%owner, "Snapshot or volume that belongs to nobody was removed"),
+            Err(error) => tracing::warn!(%owner, error = %error_chain(&error), "Snapshot could not be removed"),
+        }
     }
 }
 

@@ -51,6 +51,18 @@ pub struct OperatorConfig {
     #[arg(long, value_name = "FILE")]
     pub worker_program: Option<PathBuf>,
 
+    /// Image of worker Pods, the operator's own as a rule; needed with --workers=job
+    #[arg(long, value_name = "IMAGE", required_if_eq("workers", "job"))]
+    pub worker_image: Option<String>,
+
+    /// What worker Pods look like: a YAML file with resources, tolerations, nodeSelector and so on
+    #[arg(long, value_name = "FILE")]
+    pub worker_settings: Option<PathBuf>,
+
+    /// How snapshots are exposed to worker Pods: a YAML file, by CSI driver
+    #[arg(long, value_name = "FILE")]
+    pub exposure_settings: Option<PathBuf>,
+
     /// Environment of workers, which is empty otherwise: set by the command line from a closed list of its own variables
     #[arg(skip)]
     pub worker_environment: Vec<(OsString, OsString)>,
@@ -66,4 +78,6 @@ pub enum Workers {
     /// Child processes of this machine
     #[default]
     Process,
+    /// Kubernetes Jobs in the operator's namespace
+    Job,
 }

@@ -23,6 +23,7 @@ use super::{
     objects::Objects,
     restore::live_restores,
     runner::{AttemptRef, Runner},
+    snapshot::drivers::ExposureSettings,
     target::{
         errands::{Desk, Errands},
         lookup::Looked,
@@ -62,6 +63,8 @@ pub struct Context {
     /// The operator's namespace.
     pub namespace: String,
     pub host_device_roots: Vec<PathBuf>,
+    /// How claims and snapshots are exposed to worker Pods; none if workers are local processes.
+    pub exposure: Option<ExposureSettings>,
     /// Uid of the namespace kube-system.
     pub cluster: String,
     pub queue: Mutex<Queue>,

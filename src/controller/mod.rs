@@ -14,6 +14,7 @@
 //! * `restore`  Restore
 //! * `target`   ClusterBackupTarget
 //! * `runner`   who runs workers
+//! * `snapshot` a claim's point in time as a device, and nothing left of it
 //! * `census`   counts, and removes what belongs to nobody
 //!
 //! What may go wrong: the API server is away (reconciles fail and are repeated; workers go on; the lease runs out and
@@ -30,6 +31,7 @@ pub mod objects;
 pub mod restore;
 pub mod run;
 pub mod runner;
+pub mod snapshot;
 pub mod target;
 pub mod time;
 pub mod work;

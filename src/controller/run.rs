@@ -33,7 +33,8 @@ use super::{
     error_chain,
     feed::{Feed, WAITING_MAX, Watches, act},
     lease::{Election, Leadership, Lost},
-    runner::{Runner, process::ProcessRunner},
+    runner::{Runner, job::JobRunner, process::ProcessRunner, settings::WorkerSettings},
+    snapshot::drivers::ExposureSettings,
     target::{self, errands::Errands, probe::Prober},
     work::queue::Queue,
 };
@@ -63,6 +64,8 @@ pub enum OperatorError {
     Runner(#[from] super::runner::RunnerError),
     #[error("File {path:?} cannot be written")]
     AddressFile { path: PathBuf, source: std::io::Error },
+    #[error("Exposure settings {path:?} do not parse: {problem}")]
+    Exposure { path: PathBuf, problem: String },
     #[error("Signals cannot be received")]
     Signals(#[source] std::io::Error),
     #[error("No random numbers: {0}")]
@@ -74,6 +77,7 @@ struct Operator {
     config: OperatorConfig,
     identity: String,
     roots: Vec<PathBuf>,
+    exposure: Option<ExposureSettings>,
     client: Client,
     runner: Arc<dyn Runner>,
     prober: Prober,
@@ -142,17 +146,36 @@ async fn open(
         Some(program) => program.clone(),
         None => std::env::current_exe().map_err(OperatorError::Program)?,
     };
+    let client = client(&config).await?;
     let runner: Arc<dyn Runner> = match config.workers {
         Workers::Process => {
             Arc::new(ProcessRunner::open(&config.state_dir, program, config.worker_environment.clone())?)
+        }
+        Workers::Job => {
+            let named = config.worker_settings.as_deref().map(WorkerSettings::read).transpose()?;
+            let mut settings = named.unwrap_or_default();
+            settings.image = config.worker_image.clone().unwrap_or(settings.image);
+            Arc::new(JobRunner::open(client.clone(), &config.namespace, settings))
         }
     };
     let identity = match &config.identity {
         Some(identity) => identity.clone(),
         None => random_identity()?,
     };
-    let client = client(&config).await?;
-    Ok(Operator { config, identity, roots, client, runner, prober, metrics, readiness })
+    let exposure = exposure(&config)?;
+    Ok(Operator { config, identity, roots, exposure, client, runner, prober, metrics, readiness })
+}
+
+/// Claims and snapshots are for worker Pods.
+fn exposure(config: &OperatorConfig) -> Result<Option<ExposureSettings>, OperatorError> {
+    let read = |path: &PathBuf| {
+        let refused = |problem| OperatorError::Exposure { path: path.clone(), problem };
+        ExposureSettings::read(path).map_err(refused)
+    };
+    match config.workers {
+        Workers::Process => Ok(None),
+        Workers::Job => Ok(Some(config.exposure_settings.as_ref().map(read).transpose()?.unwrap_or_default())),
+    }
 }
 
 /// Host and a random number: a restarted operator is another candidate.
@@ -257,6 +280,7 @@ impl Operator {
             secrets,
             namespace: self.config.namespace.clone(),
             host_device_roots: self.roots.clone(),
+            exposure: self.exposure.clone(),
             cluster,
             queue: Mutex::new(Queue::new(usize::from(self.config.max_concurrent_backups), [])),
             memory: Mutex::new(Memory::default()),

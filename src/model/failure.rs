@@ -27,6 +27,7 @@ pub enum FailureReason {
     SourceNotFound,
     SourceRefused,
     SnapshotLost,
+    SnapshotNotReady,
     // The target of a restore, and what it fetches.
     TargetRefused,
     TargetWriteFailed,
@@ -46,6 +47,15 @@ pub enum FailureReason {
     WorkerNotHeard,
     WorkerNotStarted,
     OutOfMemory,
+    // The cluster did not run the worker, or ended it.
+    WorkerNotCreated,
+    Unschedulable,
+    ImageMissing,
+    VolumeNotAttached,
+    Evicted,
+    Preempted,
+    NodeLost,
+    PodDeleted,
     DeadlineExceeded,
     Cancelled,
     Bug,
@@ -72,7 +82,8 @@ impl FailureReason {
                 Retry::Yes
             }
             WorkerNotHeard | WorkerNotStarted | OutOfMemory | RecordMismatch | DownloadStalled => Retry::Yes,
-            WorkerCrashed | Superseded => Retry::Free,
+            WorkerNotCreated | Unschedulable | ImageMissing | VolumeNotAttached | SnapshotNotReady => Retry::Yes,
+            WorkerCrashed | Superseded | Evicted | Preempted | NodeLost | PodDeleted => Retry::Free,
             AccessDenied | BucketMissing | WrongRegion | ClockSkew => Retry::Rarely,
             SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => {
                 Retry::Never
@@ -91,11 +102,14 @@ impl FailureReason {
             AccessDenied | BucketMissing | WrongRegion | ClockSkew | VolumeNameInUse | BlockSizeMismatch => 65,
             VolumeConfigMissing | RecordMismatch | RecordDamaged | BlockDamaged => 65,
             SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => 66,
-            TargetRefused | TargetWriteFailed | TargetStalled => 66,
+            TargetRefused | TargetWriteFailed | TargetStalled | SnapshotNotReady => 66,
             UploadFailed | StoreUnavailable | Throttled => 67,
             UploadStalled | DownloadStalled | DeadlineExceeded => 68,
             LockHeld | GuardLost | Superseded => 69,
             ScratchFailed | WorkerCrashed | WorkerNotHeard | WorkerNotStarted | OutOfMemory | Bug => 70,
+            // Nobody exits with these: they are what the cluster says of a worker.
+            WorkerNotCreated | Unschedulable | ImageMissing | VolumeNotAttached => 70,
+            Evicted | Preempted | NodeLost | PodDeleted => 70,
             Cancelled => 75,
         }
     }
@@ -121,6 +135,7 @@ impl FailureReason {
             SourceNotFound => "SourceNotFound",
             SourceRefused => "SourceRefused",
             SnapshotLost => "SnapshotLost",
+            SnapshotNotReady => "SnapshotNotReady",
             TargetRefused => "TargetRefused",
             TargetWriteFailed => "TargetWriteFailed",
             TargetStalled => "TargetStalled",
@@ -137,6 +152,14 @@ impl FailureReason {
             WorkerNotHeard => "WorkerNotHeard",
             WorkerNotStarted => "WorkerNotStarted",
             OutOfMemory => "OutOfMemory",
+            WorkerNotCreated => "WorkerNotCreated",
+            Unschedulable => "Unschedulable",
+            ImageMissing => "ImageMissing",
+            VolumeNotAttached => "VolumeNotAttached",
+            Evicted => "Evicted",
+            Preempted => "Preempted",
+            NodeLost => "NodeLost",
+            PodDeleted => "PodDeleted",
             DeadlineExceeded => "DeadlineExceeded",
             Cancelled => "Cancelled",
             Bug => "Bug",

@@ -142,6 +142,23 @@ impl VolumeName {
         Self(format!("host-{}", hex::encode(&digest[..16])))
     }
 
+    /// The stored name of a PersistentVolume: its own if it is `pvc-<uuid>`, which no other has; else what fits of it and
+    /// 16 hex of SHA-256(cluster uid ‖ volume uid).
+    pub fn of_persistent_volume(name: &str, cluster: &str, uid: &str) -> Self {
+        let is_uuid = |text: &str| {
+            let parts: Vec<usize> = text.split('-').map(str::len).collect();
+            parts == [8, 4, 4, 4, 12] && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+        };
+        if name.strip_prefix("pvc-").is_some_and(is_uuid) {
+            return Self(name.to_owned());
+        }
+        let fit = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-';
+        let fitting: String = name.chars().filter(fit).skip_while(|c| *c == '-').take(23).collect();
+        let digest = sha2::Sha256::new().chain_update(cluster).chain_update(uid).finalize();
+        let word = if fitting.is_empty() { "pv" } else { &fitting };
+        Self(format!("{word}-{}", hex::encode(&digest[..8])))
+    }
+
     /// The four hex digits that shard volumes into folders: the start of the SHA-512 of the name.
     pub fn shard(&self) -> String {
         hex::encode(&Sha512::digest(self.0.as_bytes())[..2])
@@ -203,6 +220,18 @@ impl From<BlockName> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_volume_has_its_own_name_or_one_that_nobody_else_gets() {
+        let name = |name, cluster| VolumeName::of_persistent_volume(name, cluster, "uid").to_string();
+        let dynamic = "pvc-0b5c2a3e-1111-2222-3333-444455556666";
+        assert_eq!(name(dynamic, "a"), dynamic);
+        for strange in ["mysql-pv", "PVC-X", "-.-", "a.very.long.name-of-a-static-volume", &dynamic[..39]] {
+            let (one, other) = (name(strange, "a"), name(strange, "b"));
+            assert!(one != other && one.len() <= 40 && one.parse::<VolumeName>().is_ok(), "{strange}: {one}");
+            assert!(!one.contains('.') && !one.contains('_'), "{one}");
+        }
+    }
 
     #[test]
     fn a_volume_name_shards_as_longhorn_shards_it() {

@@ -155,6 +155,18 @@ pub struct Source {
     /// The exact length to back up; absent: the device's or file's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// The snapshot that is read: the same for every device it is shown as. Absent: the device or file speaks for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<PointInTime>,
+}
+
+/// What a driver took once and never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PointInTime {
+    pub driver: String,
+    pub handle: String,
+    pub created: Timestamp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]

@@ -170,3 +170,34 @@ pub const FINDING_PLACES_MAX: usize = 8;
 /// Blocks that `verify: Sample` reads: if 1 % of a volume's blocks are bad, all of 300 are good with probability
 /// 0.99^300 = 5 %. At most 600 MiB of 2 MiB blocks.
 pub const SAMPLE_BLOCKS: u64 = 300;
+
+// --- Workers as Pods.
+/// Memory a worker's Pod asks for: 128 MiB of buffers and tables, 64 MiB for the program and its stacks.
+pub const WORKER_MEMORY_REQUEST_BYTES: u64 = 192 * 1024 * 1024;
+/// And at most: the measured peak (108 MiB backing up, 124 MiB restoring) twice, so that a kill for memory is a bug.
+pub const WORKER_MEMORY_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
+/// Scratch for tables, per block of the volume: 0.8 GiB for the 4 Mi blocks of 8 TiB are 205 bytes each, rounded up.
+pub const SCRATCH_BYTES_PER_BLOCK: u64 = 256;
+/// And besides: bitmaps, heads, directories.
+pub const SCRATCH_BYTES_BASE: u64 = 64 * 1024 * 1024;
+/// SIGTERM to SIGKILL: 30 s are the worker's own promise, 5 s are for the machine.
+pub const WORKER_GRACE: Duration = Duration::from_secs(35);
+/// A Job ends its Pod this long after the attempt's own deadline: a dead man's switch for when no operator lives.
+pub const JOB_DEADLINE_GRACE: Duration = Duration::from_secs(300);
+/// A finished Job that no operator removed goes by itself after a day.
+pub const JOB_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A Pod is deleted from a node that is not ready or not reachable after this long.
+pub const NODE_TOLERATION: Duration = Duration::from_secs(30);
+/// A Job without a Pod after this long is given up.
+pub const POD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Room for a worker's tables.
+pub const fn scratch_bytes(volume_bytes: Option<u64>) -> u64 {
+    let blocks = match volume_bytes {
+        Some(bytes) => bytes.div_ceil(BlockSize::Mi2.bytes()),
+        // As large as Longhorn's format is used for: 8 TiB.
+        None => 4 * 1024 * 1024,
+    };
+    SCRATCH_BYTES_BASE + blocks * SCRATCH_BYTES_PER_BLOCK
+}
+const _: () = assert!(scratch_bytes(None) == (1024 + 64) * 1024 * 1024);

@@ -33,7 +33,7 @@ use crate::{
         client::Client,
         error::{ErrorKind, StoreError},
         guard::{self, Guard, Holder, Timing},
-        journal::{self, AttemptFile, Identity, Journal, Predecessors},
+        journal::{self, AttemptFile, Identity, Journal, Predecessors, SourceIdentity},
         layout::VolumeLayout,
         ledger::Ledger,
         listing::Listing,
@@ -233,7 +233,14 @@ impl Worker<'_> {
             block_size,
             compression,
             mode: task.mode,
-            source: source.identity().clone(),
+            // A snapshot is exposed as another device in each attempt, and is the same point in time.
+            source: match &task.source.point {
+                Some(point) => SourceIdentity::Snapshot {
+                    handle: format!("{}/{}", point.driver, point.handle),
+                    creation_time: point.created.to_string(),
+                },
+                None => source.identity().clone(),
+            },
         };
         let record = BackupName::of_attempt(&job.uid, &job.attempt);
         Ok(Settled { layout, source, survey, block_size, compression, identity, predecessors, record })

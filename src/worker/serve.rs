@@ -2,7 +2,10 @@
 //!
 //! It has no way to Kubernetes and no token for one. SIGTERM ends the attempt in order: journal, lock, last word.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use tokio::{
     net::TcpListener,
@@ -31,6 +34,9 @@ pub struct WorkerOptions {
     /// A directory with one file per key of the target's secret; read again when the store refuses.
     #[arg(long, value_name = "DIR", default_value = "/etc/tidemark/credentials")]
     pub credentials: PathBuf,
+    /// A file with the uid of the Pod this worker runs in, which then binds its reports. Absent: the job's own word does.
+    #[arg(long, value_name = "FILE")]
+    pub pod_uid_file: Option<PathBuf>,
     /// Where reports are served.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9180")]
     pub listen: SocketAddr,
@@ -116,11 +122,22 @@ fn cancel_on_term(cancel: &CancellationToken) {
 
 fn read_job(options: &WorkerOptions) -> Result<JobSpec, String> {
     let text = std::fs::read(&options.job).map_err(|e| e.to_string())?;
-    serde_json::from_slice(&text).map_err(|e| e.to_string())
+    let mut job: JobSpec = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    if let Some(file) = &options.pod_uid_file {
+        let uid = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        job.pod = uid.trim().to_owned();
+    }
+    Ok(job)
 }
 
 async fn listen(options: &WorkerOptions) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(options.listen).await?;
+    let listener = match TcpListener::bind(options.listen).await {
+        // A node without IPv6 does not know the address that stands for both families.
+        Err(_) if options.listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, options.listen.port())).await?
+        }
+        bound => bound?,
+    };
     if let Some(file) = &options.address_file {
         // Written whole or not at all: the operator may look at any moment.
         let partial = file.with_extension("partial");

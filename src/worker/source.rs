@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     fn spec(path: &Path, root: Option<&Path>) -> job::Source {
-        job::Source { path: path.to_owned(), root: root.map(Path::to_owned), bytes: None }
+        job::Source { path: path.to_owned(), root: root.map(Path::to_owned), bytes: None, point: None }
     }
 
     #[test]

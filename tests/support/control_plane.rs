@@ -6,6 +6,7 @@
 //! choosing it and a program's binding it; then that program is started again on another.
 
 use std::{
+    collections::BTreeSet,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -29,6 +30,10 @@ use super::Process;
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 const STARTS: usize = 3;
 
+/// Who asked for what, of everybody but the server itself.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\n\
+    rules: [{level: Metadata, users: [admin]}, {level: None}]\n";
+
 /// Dropping it ends both programs and deletes everything.
 #[derive(Debug)]
 pub struct ControlPlane {
@@ -44,6 +49,7 @@ impl ControlPlane {
     pub async fn start() -> Self {
         let directory = super::scratch("kube");
         write_certificates(directory.path());
+        std::fs::write(directory.path().join("audit.yaml"), AUDIT).expect("the scratch directory is ours");
         let (etcd, etcd_port) = start_etcd(directory.path()).await;
         let mut plane = Self { directory, port: 0, etcd_port, api_server: std::sync::Mutex::new(None), _etcd: etcd };
         for start in 1..=STARTS {
@@ -75,6 +81,21 @@ impl ControlPlane {
     /// The kubeconfig file of a user with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.path().join("kubeconfig")
+    }
+
+    /// What this impersonated user asked for: verb, API group, and resource with its subresource.
+    pub fn asked_for(&self, user: &str) -> BTreeSet<(String, String, String)> {
+        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap_or_default();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let by = lines.filter(|line| line["impersonatedUser"]["username"] == user && line["objectRef"].is_object());
+        by.map(|line| {
+            let object = &line["objectRef"];
+            let (resource, part) = (text(&object["resource"]), text(&object["subresource"]));
+            let resource = if part.is_empty() { resource } else { format!("{resource}/{part}") };
+            (text(&line["verb"]), text(&object["apiGroup"]), resource)
+        })
+        .collect()
     }
 
     /// `kubectl` with these arguments: its stdout. Panics with its stderr if it fails.
@@ -147,6 +168,8 @@ impl ControlPlane {
             // Without a controller manager no namespace gets its service account.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--profiling=false".to_owned(),
+            format!("--audit-policy-file={}", at("audit.yaml")),
+            format!("--audit-log-path={}", at("audit.log")),
         ]);
         let process = Process::start("kube-apiserver", command, &self.directory.path().join("kube-apiserver.log"));
         *self.api_server.lock().expect("no holder of this lock panics") = Some(process);

@@ -41,7 +41,7 @@ pub fn job(image: &Path, uid: &str, attempt: u64) -> JobSpec {
     let task = BackupTask {
         compression: Compression::Lz4,
         block_size: BlockSize::Mi2,
-        source: Source { path: image.to_owned(), root: None, bytes: None },
+        source: Source { path: image.to_owned(), root: None, bytes: None, point: None },
         mode: Mode::Incremental,
         verify: VerifyDepth::None,
         snapshot: SnapshotRef { name: format!("snap-{uid}"), created: now() },
@@ -182,6 +182,12 @@ pub fn credentials(which: usize) -> CredentialSource {
 pub fn s3(server: &S3Server) -> Arc<dyn Objects> {
     server.create_bucket("backups");
     s3_at(&server.endpoint())
+}
+
+/// A bucket without a prefix, as the operator's tests have it.
+pub fn s3_bucket(server: &S3Server, bucket: &str) -> Arc<dyn Objects> {
+    let location = S3Location { prefix: String::new(), ..location(&server.endpoint(), bucket) };
+    Arc::new(S3::open(&location, credentials(0)).expect("a valid location"))
 }
 
 pub fn s3_at(endpoint: &str) -> Arc<dyn Objects> {

@@ -3,8 +3,10 @@
 //!
 //! * `control_plane`  etcd and kube-apiserver on loopback, `kubectl`
 //! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`, `clock`)
+//! * `storage`        snapshot controllers, a provisioner and a driver, played on a real API server
 //! * `wire`           a TCP proxy: cut, reset, slow, heal
 //! * `job`            jobs for a worker without an operator
+//! * `node`           a Job controller and a kubelet, played on a real API server
 //! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
 //! * `longhorn`       Longhorn as the other side of a store; `tidemark` our program beside it
@@ -25,11 +27,13 @@ pub mod faults;
 pub mod image;
 pub mod job;
 pub mod longhorn;
+pub mod node;
 pub mod operator;
 pub mod process;
 pub mod repository;
 mod s3_backend;
 pub mod s3_server;
+pub mod storage;
 pub mod tidemark;
 pub mod versitygw;
 pub mod wire;
@@ -133,6 +137,11 @@ fn find_parts() -> PathBuf {
 #[expect(clippy::disallowed_methods, reason = "the tests' only door to the environment")]
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// What the mutex guards.
+pub fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("no holder of this lock panics")
 }
 
 /// Asks until the answer is `Ok`, and panics with the last `Err` when the deadline is over.

@@ -117,9 +117,14 @@ impl Operator {
 
     /// Starts one in this home, with these flags besides its own.
     pub fn start_in(plane: &ControlPlane, home: Arc<Home>, flags: &[&str]) -> Self {
+        Self::start_as(&plane.kubeconfig(), home, &[&["--workers=process"], flags].concat())
+    }
+
+    /// Starts one as the user of this kubeconfig; the flags say who runs workers.
+    pub fn start_as(kubeconfig: &Path, home: Arc<Home>, flags: &[&str]) -> Self {
         let mut command = Command::new(program());
-        command.args(["operator", "--workers=process", "--http-listen", "127.0.0.1:0", "--namespace", NAMESPACE]);
-        command.arg("--kubeconfig").arg(plane.kubeconfig());
+        command.args(["operator", "--http-listen", "127.0.0.1:0", "--namespace", NAMESPACE]);
+        command.arg("--kubeconfig").arg(kubeconfig);
         command.arg("--state-dir").arg(home.state());
         command.arg("--host-device-root").arg(home.volumes());
         // Two at once each need a file of their own.

@@ -21,6 +21,7 @@ use kube::runtime::controller::Action;
 use super::{
     context::Context,
     objects::Objects,
+    snapshot::expose::Taken,
     work::{
         Kind, ReconcileError,
         act::Parts,
@@ -29,6 +30,7 @@ use super::{
         running_entry,
         standing::{Chosen, Standing, Words},
         target::Wanted,
+        volume,
     },
 };
 use crate::{
@@ -49,6 +51,7 @@ impl Kind for Backup {
         let spec = &self.spec;
         let spoken = Spoken {
             retry: &spec.retry,
+            snapshot: Some(&spec.deadlines.snapshot),
             start: &spec.deadlines.start,
             stall: &spec.deadlines.stall,
             total: &spec.deadlines.total,
@@ -72,8 +75,21 @@ impl Kind for Backup {
         upkeep::pass(object, context).boxed()
     }
 
-    fn place(&self, _: &Context, territory: &Territory<'_>) -> PlaceSeen {
-        place::place(self, territory)
+    fn place(&self, context: &Context, territory: &Territory<'_>) -> PlaceSeen {
+        match context.exposure {
+            None => place::place(self, territory),
+            // A Pod would need a hostPath, which pod security `baseline` forbids.
+            Some(_) => place::no_host_device(),
+        }
+    }
+
+    fn volume(&self, context: &Context) -> Option<volume::Wanted> {
+        context.exposure.as_ref()?;
+        place::volume(self, &context.namespace)
+    }
+
+    fn taken(status: &mut Self::Status, taken: &Taken) {
+        status::taken(status, taken);
     }
 
     fn wanted_target(&self, _: &Context) -> Wanted {
@@ -90,13 +106,29 @@ impl Kind for Backup {
         Some(Task::Backup(job::BackupTask {
             compression: target.resolved.compression,
             block_size: target.resolved.block_size,
-            source: job::Source { path: place.device.path.clone(), root: Some(place.device.root.clone()), bytes: None },
+            source: job::Source {
+                path: place.device.path.clone(),
+                root: Some(place.device.root.clone()),
+                // What is exposed may be larger than what was snapshotted.
+                bytes: place.exposed.as_ref().map(|e| e.taken.bytes),
+                point: place.exposed.as_ref().map(|e| job::PointInTime {
+                    driver: e.taken.driver.clone(),
+                    handle: e.taken.handle.clone(),
+                    created: e.taken.created,
+                }),
+            },
             mode: self.spec.mode.into(),
             verify: self.spec.verify.into(),
             // The same for every attempt: whether the device changed between them the worker finds out itself.
-            snapshot: job::SnapshotRef {
-                name: format!("tm-{}", o.wish.uid),
-                created: o.status.start_time.as_ref().map_or(o.wish.created, |t| t.0),
+            snapshot: match &place.exposed {
+                Some(exposed) => job::SnapshotRef {
+                    name: place::point_in_time(&exposed.taken.handle),
+                    created: exposed.taken.created,
+                },
+                None => job::SnapshotRef {
+                    name: format!("tm-{}", o.wish.uid),
+                    created: o.status.start_time.as_ref().map_or(o.wish.created, |t| t.0),
+                },
             },
             owner: job::Owner {
                 cluster: cluster.to_owned(),
@@ -116,8 +148,8 @@ impl Kind for Backup {
         status::hear(status, self.spec.mode, heard, (completion, now));
     }
 
-    fn domain(standing: &Standing) -> Vec<Claim> {
-        words::domain(standing)
+    fn domain(&self, standing: &Standing) -> Vec<Claim> {
+        words::domain(self, standing)
     }
 
     fn brought(report: &Report) -> String {

@@ -7,11 +7,12 @@ use crate::{
     api::{
         BackupStatus,
         backup::BackupMode,
-        backup_status::{BackupProgress, Change, ChangeSource, ObservedSource, StoredAs},
+        backup_status::{BackupProgress, Change, ChangeSource, ObservedSnapshot, ObservedSource, StoredAs},
         common::count,
         secret::backup_url,
     },
     controller::{
+        snapshot::expose::Taken,
         time::whole_seconds,
         work::{observe::Heard, standing::Chosen, status::estimate},
     },
@@ -22,9 +23,9 @@ use crate::{
 pub(super) fn choose(next: &mut BackupStatus, chosen: &Chosen, begins: Option<(&str, &AttemptId)>) {
     let place = &chosen.place;
     next.target.get_or_insert_with(|| chosen.target.clone());
-    next.source.get_or_insert_with(|| ObservedSource {
-        path: Some(place.device.path.display().to_string()),
-        ..ObservedSource::default()
+    next.source.get_or_insert_with(|| match &place.facts {
+        Some(facts) => facts.as_ref().clone(),
+        None => ObservedSource { path: Some(place.device.path.display().to_string()), ..ObservedSource::default() },
     });
     let store = next.store.get_or_insert_with(|| StoredAs { volume: place.volume.to_string(), ..StoredAs::default() });
     if let Some((uid, attempt)) = begins {
@@ -33,6 +34,17 @@ pub(super) fn choose(next: &mut BackupStatus, chosen: &Chosen, begins: Option<(&
         store.backup = Some(backup.to_string());
         next.change = None;
     }
+}
+
+/// The point in time, once: every later attempt reads the same one or none.
+pub(super) fn taken(next: &mut BackupStatus, taken: &Taken) {
+    next.snapshot.get_or_insert_with(|| ObservedSnapshot {
+        namespace: Some(taken.namespace.clone()),
+        name: taken.name.clone(),
+        uid: Some(taken.uid.clone()),
+        creation_time: Some(Time(whole_seconds(taken.created))),
+        ours: taken.ours,
+    });
 }
 
 pub(super) fn hear(

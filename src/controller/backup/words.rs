@@ -1,7 +1,7 @@
 //! What a Backup says in its own words: conditions of its domain, and texts.
 
 use crate::{
-    api::{Cause, Claim, ConditionType, Truth},
+    api::{Backup, Cause, Claim, ConditionType, Truth},
     controller::work::standing::{Standing, Words},
     model::{Phase, Report},
 };
@@ -17,9 +17,15 @@ pub(super) const WORDS: Words = Words {
 };
 
 /// `SnapshotReady`, `DataAcknowledged`, `RecordCommitted`. A host device needs no snapshot of ours.
-pub(super) fn domain(standing: &Standing) -> Vec<Claim> {
+pub(super) fn domain(backup: &Backup, standing: &Standing) -> Vec<Claim> {
     use {Cause as C, ConditionType as T};
+    let is_taken = backup.status.as_ref().is_some_and(|s| s.snapshot.is_some());
     let snapshot = match standing {
+        _ if is_taken => (Truth::True, C::SnapshotTaken, "The point in time is taken"),
+        Standing::ExposingVolume { taken: Some(_), .. } => {
+            (Truth::True, C::SnapshotTaken, "The point in time is taken")
+        }
+        _ if backup.spec.source.host_device.is_none() => (Truth::False, C::NotYet, "No snapshot is ready"),
         Standing::Waiting { .. } | Standing::Cancelled { .. } => (Truth::False, C::NotYet, "Nothing is read"),
         _ => (Truth::True, C::NotNeeded, "A host device is read as it is"),
     };

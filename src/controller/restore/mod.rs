@@ -50,6 +50,7 @@ impl Kind for Restore {
         let spec = &self.spec;
         let spoken = Spoken {
             retry: &spec.retry,
+            snapshot: None,
             start: &spec.deadlines.start,
             stall: &spec.deadlines.stall,
             total: &spec.deadlines.total,
@@ -63,7 +64,10 @@ impl Kind for Restore {
     }
 
     fn place(&self, context: &Context, territory: &Territory<'_>) -> PlaceSeen {
-        place::place(self, place::named_backup(self, context).as_deref(), territory)
+        match context.exposure {
+            None => place::place(self, place::named_backup(self, context).as_deref(), territory),
+            Some(_) => place::no_pods(),
+        }
     }
 
     fn wanted_target(&self, context: &Context) -> Wanted {
@@ -107,7 +111,7 @@ impl Kind for Restore {
         status::hear(status, heard, completion, now);
     }
 
-    fn domain(standing: &Standing) -> Vec<Claim> {
+    fn domain(&self, standing: &Standing) -> Vec<Claim> {
         words::domain(standing)
     }
 

@@ -29,6 +29,12 @@ pub(super) fn missing(restore: &Restore) -> Refusal {
     Refusal::new(Cause::WaitingForBackup, message)
 }
 
+/// An operator whose workers are Pods.
+pub(super) fn no_pods() -> PlaceSeen {
+    let message = "Restores by worker Pods are not built yet: use `tidemark restore` where the device is, or an operator with --workers=process";
+    Seen::Refused(Refusal::new(Cause::TargetNotSupported, message))
+}
+
 /// Resolves both by their words alone.
 pub fn place(restore: &Restore, backup: Option<&Backup>, territory: &Territory<'_>) -> PlaceSeen {
     let Some(device) = &restore.spec.host_device else {
@@ -41,7 +47,9 @@ pub fn place(restore: &Restore, backup: Option<&Backup>, territory: &Territory<'
         Err(refusal) => return Seen::Refused(refusal),
     };
     match record(restore, backup) {
-        Ok((volume, record)) => Seen::Usable(Box::new(Place { volume, device, record: Some(record) })),
+        Ok((volume, record)) => {
+            Seen::Usable(Box::new(Place { volume, device, record: Some(record), facts: None, exposed: None }))
+        }
         Err(seen) => seen,
     }
 }

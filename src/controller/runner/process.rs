@@ -34,8 +34,8 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{AttemptRef, Run, Runner, RunnerError, Worker};
-use crate::model::{AttemptId, Credentials, JobSpec, ReportKey, limits, report::LOG_WORD};
+use super::{AttemptRef, Envelope, Run, Runner, RunnerError, Volume, Worker};
+use crate::model::{Credentials, JobSpec, limits, report::LOG_WORD};
 
 /// After SIGTERM a worker has this long to journal and release its lock; then it is killed. 30 s are the worker's own
 /// promise, 5 s are for the machine.
@@ -79,8 +79,16 @@ impl ProcessRunner {
 }
 
 impl Runner for ProcessRunner {
-    fn start<'a>(&'a self, job: &'a JobSpec, keys: &'a Credentials) -> BoxFuture<'a, Result<(), RunnerError>> {
+    fn start<'a>(
+        &'a self,
+        job: &'a JobSpec,
+        keys: &'a Credentials,
+        volume: &'a Volume,
+    ) -> BoxFuture<'a, Result<(), RunnerError>> {
         async {
+            if let Some(claim) = &volume.claim {
+                return Err(RunnerError::NoClaims(claim.name.clone()));
+            }
             let attempt = AttemptRef::new(&job.uid, job.attempt_number)
                 .map_err(|e| RunnerError::JobUnreadable { path: self.state_dir.clone(), problem: e.to_string() })?;
             let room = self.room(&attempt);
@@ -207,16 +215,6 @@ fn exit_code(status: std::process::ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// As much of a job as is needed to judge its worker's reports: another version's job is read as well, so that an upgrade
-/// finds the workers that run.
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope {
-    attempt: AttemptId,
-    pod: String,
-    report_key: ReportKey,
-}
-
 /// One attempt's directory.
 #[derive(Clone)]
 struct Room {
@@ -279,13 +277,13 @@ impl Room {
         let unreadable = |problem: String| RunnerError::JobUnreadable { path: path.clone(), problem };
         let text = self.read("job.json")?.ok_or_else(|| unreadable("it is missing".into()))?;
         let job: Envelope = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
-        let run = Run { attempt: job.attempt, pod: job.pod, key: job.report_key };
+        let run = Run { attempt: job.attempt, pod: job.pod, key: job.report_key, host: None };
         if process.is_alive() {
             let address = self.read("address")?.and_then(|text| text.trim().parse::<SocketAddr>().ok());
-            return Ok(Worker::Alive { run, address });
+            return Ok(Worker::Alive { run, address, trouble: None });
         }
         let exit_code = self.read("exit")?.and_then(|text| text.trim().parse().ok());
-        Ok(Worker::Ended { run, exit_code })
+        Ok(Worker::Ended { run, exit_code, trouble: None })
     }
 
     /// SIGTERM, and after its grace SIGKILL.

@@ -15,12 +15,14 @@ use super::{
     decide::{Step, attempt_deadline},
     observe::{FINALIZER, Observed, Place, Seen, Target},
     queue::{Entry, device_held, volume_held},
+    volume::{DEVICE, Exposed, VolumeSeen},
 };
 use crate::{
     controller::{
         FIELD_MANAGER,
         context::{ApiError, Context, bounded},
-        runner::{AttemptRef, RunnerError},
+        runner::{Access, AttemptRef, Claim, RunnerError, Volume},
+        snapshot::{self, observe::ObserveError, remove::Removal},
     },
     model::{
         AttemptId, JobSpec, ReportKey, StoreLocation,
@@ -36,6 +38,8 @@ pub enum ActError {
     Api(#[from] ApiError),
     #[error(transparent)]
     Runner(#[from] RunnerError),
+    #[error(transparent)]
+    Volume(#[from] ObserveError),
     #[error("No random numbers: {0}")]
     Random(getrandom::Error),
 }
@@ -53,6 +57,14 @@ pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Ste
             }
             Ok(())
         }
+        (Step::ExposeVolume, _) => match &o.volume {
+            VolumeSeen::Exposing(decision) => change(context, o, &decision.step).await,
+            VolumeSeen::Idle | VolumeSeen::Removing { .. } => Ok(()),
+        },
+        (Step::RemoveVolume, _) => match &o.volume {
+            VolumeSeen::Removing { removal: Removal::Step(step), .. } => change(context, o, step).await,
+            VolumeSeen::Idle | VolumeSeen::Exposing(_) | VolumeSeen::Removing { .. } => Ok(()),
+        },
         (Step::StartWorker, Some(attempt)) => start(context, object, o, &attempt).await,
         (Step::OfferCredentials, Some(attempt)) => {
             let Seen::Usable(target) = &o.target else { return Ok(()) };
@@ -72,6 +84,11 @@ pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Ste
         // Without an attempt there is no worker to do anything about.
         (Step::StartWorker | Step::OfferCredentials | Step::StopWorker | Step::RemoveWorker, None) => Ok(()),
     }
+}
+
+/// One change of snapshots, contents, claims or volumes.
+async fn change(context: &Context, o: &Observed, step: &snapshot::Step) -> Result<(), ActError> {
+    Ok(snapshot::act::act(&context.client, &o.wish.uid, &context.namespace, step).await?)
 }
 
 /// The attempt that status names.
@@ -132,9 +149,18 @@ async fn start<K: Kind>(context: &Context, object: &K, o: &Observed, attempt: &A
     let Some(task) = object.task(o, &parts, &context.cluster) else { return Ok(()) };
     let job = job(context, o, parts, task)?;
     let keys = &target.resolved.credentials;
-    context.runner.start(&job, keys).await?;
+    let volume = place.exposed.as_deref().map(volume).unwrap_or_default();
+    context.runner.start(&job, keys, &volume).await?;
     context.memory().offered.insert(attempt.clone(), keys.clone());
     Ok(())
+}
+
+fn volume(exposed: &Exposed) -> Volume {
+    Volume {
+        claim: Some(Claim { name: exposed.device.claim.clone(), device: DEVICE.into(), access: Access::ReadOnly }),
+        nodes: exposed.device.nodes.clone(),
+        bytes: Some(exposed.taken.bytes),
+    }
 }
 
 /// What a job is made of, besides what was wished for.

@@ -22,11 +22,15 @@ use super::{
     retry::{self, Past, Progressed},
     standing::{Activity, Chosen, Failed, Standing, WhatNext},
     verifying::verifying,
+    volume::VolumeSeen,
 };
 use crate::{
     api::{Cause, Reason, Stage, backup::QueueLimit},
-    controller::time::{later, until},
-    model::{Failure, FailureReason, Outcome, Phase},
+    controller::{
+        snapshot::{expose, remove::Removal},
+        time::{later, until},
+    },
+    model::{Failure, FailureReason, Outcome, Phase, limits},
 };
 
 /// One act, idempotent.
@@ -35,11 +39,15 @@ pub enum Step {
     Nothing,
     AddFinalizer,
     AskForSlot,
+    /// One step of the volume on its way to a device.
+    ExposeVolume,
     StartWorker,
     OfferCredentials,
     StopWorker,
     /// Removes what is left of an ended worker.
     RemoveWorker,
+    /// One step until nothing of the volume is left.
+    RemoveVolume,
     RemoveFinalizer,
 }
 
@@ -57,6 +65,9 @@ fn decided(step: Step, standing: Standing) -> Decision {
 pub const QUIET: Duration = Duration::from_secs(10);
 /// A worker knows its own deadline; this much later it is ended for it.
 pub const DEADLINE_GRACE: Duration = Duration::from_secs(60);
+/// Between two steps of a volume: time for others to do theirs.
+const VOLUME_PAUSE: Duration = Duration::from_millis(200);
+const VOLUME_WAIT: Duration = Duration::from_secs(1);
 /// A worker that said its last word has this long to end by itself.
 const LEAVE_GRACE: Duration = Duration::from_secs(30);
 /// What is due is looked at not before this, in case it cannot be done at once, and a timer is not set for longer than that.
@@ -84,18 +95,30 @@ pub fn decide(o: &Observed, now: Timestamp) -> Decision {
 }
 
 fn deleting(o: &Observed) -> Decision {
-    let unchanged = Standing::Unchanged { again: None };
+    let unchanged = || Standing::Unchanged { again: None };
     match &o.worker {
         WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Deleting),
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, Standing::Unchanged { again: Some(Duration::ZERO) }),
-        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present && !o.wish.holds => {
-            decided(Step::RemoveFinalizer, unchanged)
+        WorkerSeen::Absent => volume_goes(o).unwrap_or_else(|| match (o.wish.finalizer, o.wish.holds) {
+            (Finalizer::Present, false) => decided(Step::RemoveFinalizer, unchanged()),
+            // What is to go with it is looked after by upkeep, which sees on the next pass that the worker is gone.
+            (Finalizer::Present, true) => {
+                decided(Step::Nothing, Standing::Unchanged { again: Some(Duration::from_secs(1)) })
+            }
+            (Finalizer::Absent, _) => decided(Step::Nothing, unchanged()),
+        }),
+    }
+}
+
+/// What is left of a volume goes before our finalizer does; none: nothing is left, or nothing was looked for.
+fn volume_goes(o: &Observed) -> Option<Decision> {
+    let again = |wait| Standing::Unchanged { again: Some(wait) };
+    match &o.volume {
+        VolumeSeen::Removing { removal: Removal::Step(_), .. } => {
+            Some(decided(Step::RemoveVolume, again(VOLUME_PAUSE)))
         }
-        // What is to go with it is looked after by upkeep, which sees on the next pass that the worker is gone.
-        WorkerSeen::Absent if o.wish.finalizer == Finalizer::Present => {
-            decided(Step::Nothing, Standing::Unchanged { again: Some(Duration::from_secs(1)) })
-        }
-        WorkerSeen::Absent => decided(Step::Nothing, unchanged),
+        VolumeSeen::Removing { removal: Removal::Waiting(_), .. } => Some(decided(Step::Nothing, again(VOLUME_WAIT))),
+        VolumeSeen::Removing { removal: Removal::Done, .. } | VolumeSeen::Exposing(_) | VolumeSeen::Idle => None,
     }
 }
 
@@ -109,10 +132,10 @@ fn history(o: &Observed, now: Timestamp) -> Decision {
             decided(step, look(Some(Duration::from_secs(1))))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, look(Some(Duration::ZERO))),
-        WorkerSeen::Absent => {
+        WorkerSeen::Absent => volume_goes(o).unwrap_or_else(|| {
             let again = o.wish.look_again.map(|at| until(at, now).clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX));
             decided(idle_finalizer(o), look(again))
-        }
+        }),
     }
 }
 
@@ -227,8 +250,14 @@ fn resting(o: &Observed, now: Timestamp) -> Decision {
             decided(step, soon(Duration::from_secs(1)))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, soon(Duration::ZERO)),
-        WorkerSeen::Absent if again.is_none() => decided(idle_finalizer(o), Standing::Unchanged { again: None }),
-        WorkerSeen::Absent => decided(Step::Nothing, Standing::Unchanged { again }),
+        WorkerSeen::Absent => volume_goes(o).unwrap_or_else(|| match &o.volume {
+            // The point in time is kept for the person who may still ask for a retry.
+            VolumeSeen::Removing { kept_until: Some(end), .. } if again.is_none() => {
+                decided(Step::Nothing, soon(until(*end, now).max(VOLUME_WAIT)))
+            }
+            _ if again.is_none() => decided(idle_finalizer(o), Standing::Unchanged { again: None }),
+            _ => decided(Step::Nothing, Standing::Unchanged { again }),
+        }),
     }
 }
 
@@ -245,12 +274,18 @@ fn running(o: &Observed, now: Timestamp) -> Decision {
         }
         WorkerSeen::Absent => starting(o, now),
         WorkerSeen::Alive { heard: None, silent_for } if was_heard => silent(o, None, *silent_for, now),
-        WorkerSeen::Alive { heard: None, .. } => match start_deadline(o, now) {
+        WorkerSeen::Alive { heard: None, .. } => match not_created(o, now).or_else(|| start_deadline(o, now)) {
             Some(failure) => stopped(failed(o, failure, now)),
-            None => decided(Step::Nothing, Standing::StartingWorker { problem: None }),
+            None => {
+                let problem = o.trouble.as_ref().map(|t| format!("{}: {}", t.reason, t.message));
+                decided(Step::Nothing, Standing::StartingWorker { problem })
+            }
         },
         WorkerSeen::Alive { heard: Some(heard), silent_for } => alive(o, heard, *silent_for, now),
-        WorkerSeen::Ended { exit_code, last_lines, .. } => failed(o, crash(*exit_code, last_lines, now), now),
+        WorkerSeen::Ended { exit_code, last_lines, .. } => {
+            let failure = troubled(o, now).unwrap_or_else(|| crash(*exit_code, last_lines, now));
+            failed(o, failure, now)
+        }
     }
 }
 
@@ -269,6 +304,7 @@ fn said_failure(o: &Observed, now: Timestamp) -> Option<Decision> {
         Outcome::Failed => report.failure.clone().unwrap_or_else(|| {
             Failure::new(FailureReason::Bug, "The worker failed without saying why", None, report.time)
         }),
+        Outcome::Cancelled if o.trouble.is_some() => troubled(o, now)?,
         Outcome::Cancelled => {
             let message = "The worker was ended by somebody else than the operator";
             Failure::new(FailureReason::WorkerCrashed, message, None, report.time)
@@ -281,6 +317,11 @@ fn starting(o: &Observed, now: Timestamp) -> Decision {
     if let Some(failure) = start_deadline(o, now) {
         return failed(o, failure, now);
     }
+    if let VolumeSeen::Exposing(decision) = &o.volume
+        && let Seen::Waiting(missing) = &o.place
+    {
+        return exposing(o, decision, missing, now);
+    }
     match (&o.place, &o.target) {
         (Seen::Usable(_), Seen::Usable(_)) => decided(Step::StartWorker, Standing::StartingWorker { problem: None }),
         (Seen::Refused(refusal), _) | (Seen::Usable(_), Seen::Refused(refusal)) => {
@@ -292,12 +333,51 @@ fn starting(o: &Observed, now: Timestamp) -> Decision {
     }
 }
 
+/// The snapshot is taken and exposed step by step; waiting for it has an end of its own.
+fn exposing(o: &Observed, decision: &expose::Decision, missing: &Refusal, now: Timestamp) -> Decision {
+    let taken = match &decision.standing {
+        // It is written to status with its marks, or not at all.
+        expose::Standing::ExposingSnapshot { taken, .. } | expose::Standing::Exposed { taken, .. } => {
+            Some(taken.clone())
+        }
+        _ => None,
+    };
+    let limit = o.wish.deadlines.snapshot;
+    if taken.is_none() && now >= later(attempt_start(o, now), limit) {
+        let message = format!("{} (waited for deadlines.snapshot, {} s)", missing.message, limit.as_secs());
+        return failed(o, Failure::new(FailureReason::SnapshotNotReady, message, None, now), now);
+    }
+    decided(Step::ExposeVolume, Standing::ExposingVolume { missing: missing.clone(), taken })
+}
+
 fn start_deadline(o: &Observed, now: Timestamp) -> Option<Failure> {
     let limit = o.wish.deadlines.start;
     (now >= later(attempt_start(o, now), limit)).then(|| {
-        let message = format!("The worker was not heard within deadlines.start ({} s)", limit.as_secs());
-        Failure::new(FailureReason::WorkerNotStarted, message, None, now)
+        let waited = format!("was not heard within deadlines.start ({} s)", limit.as_secs());
+        match (&o.trouble, &o.place) {
+            (Some(trouble), _) => {
+                Failure::new(trouble.reason, format!("{} (the worker {waited})", trouble.message), None, now)
+            }
+            (None, Seen::Waiting(missing)) => {
+                let message = format!("{} (the worker {waited})", missing.message);
+                Failure::new(FailureReason::WorkerNotStarted, message, None, now)
+            }
+            (None, _) => Failure::new(FailureReason::WorkerNotStarted, format!("The worker {waited}"), None, now),
+        }
     })
+}
+
+/// A Job without a Pod is given up early: what refuses its Pod rarely changes its mind for the same one.
+fn not_created(o: &Observed, now: Timestamp) -> Option<Failure> {
+    let is_late = now >= later(attempt_start(o, now), limits::POD_DEADLINE);
+    let is_refused = o.trouble.as_ref().is_some_and(|t| t.reason == FailureReason::WorkerNotCreated);
+    if is_late && is_refused { troubled(o, now) } else { None }
+}
+
+/// What the cluster did to the worker, as its failure.
+fn troubled(o: &Observed, now: Timestamp) -> Option<Failure> {
+    let trouble = o.trouble.as_ref()?;
+    Some(Failure::new(trouble.reason, trouble.message.clone(), None, now))
 }
 
 fn alive(o: &Observed, heard: &Heard, silent_for: Duration, now: Timestamp) -> Decision {

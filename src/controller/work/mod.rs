@@ -2,6 +2,7 @@
 //! act.
 //!
 //! * `observe`   the values a decision rests on
+//! * `volume`    a claim or snapshot on its way to a device, and away again
 //! * `target`    which target an object uses, and whether it may
 //! * `hear`      reports of workers, three carriers, one way of believing
 //! * `queue`     who may start: one queue for all workers
@@ -26,6 +27,7 @@ pub mod standing;
 pub mod status;
 pub mod target;
 pub mod verifying;
+pub mod volume;
 #[cfg(test)]
 pub mod worlds;
 
@@ -48,12 +50,14 @@ use self::{
     standing::{Chosen, Standing, Words},
     status::{Worth, Written, next_status, worth, write},
     target::{Wanted, target},
+    volume::{Situation, VolumeSeen},
 };
 use super::{
     context::{ApiError, Context, bounded},
     error_chain,
     objects::Objects,
-    runner::{AttemptRef, RunnerError, Worker},
+    runner::{AttemptRef, Host, RunnerError, Worker, trouble::Trouble},
+    snapshot::{expose::Taken, observe::ObserveError},
 };
 use crate::{
     api::{Cause, Claim, Course, InvalidField, Stage, Status},
@@ -84,6 +88,14 @@ pub trait Kind:
     /// Where its worker is to work.
     fn place(&self, context: &Context, territory: &Territory<'_>) -> PlaceSeen;
 
+    /// The claim or snapshot its worker reads, if it does.
+    fn volume(&self, _: &Context) -> Option<volume::Wanted> {
+        None
+    }
+
+    /// Writes which point in time is read; only once.
+    fn taken(_: &mut Self::Status, _: &Taken) {}
+
     /// Which target holds, or is to hold, its data.
     fn wanted_target(&self, context: &Context) -> Wanted;
 
@@ -97,7 +109,7 @@ pub trait Kind:
     fn hear(&self, status: &mut Self::Status, heard: &Heard, completion: Completion, now: Timestamp);
 
     /// The conditions of the kind's own domain; none while they stay as they were written.
-    fn domain(standing: &Standing) -> Vec<Claim>;
+    fn domain(&self, standing: &Standing) -> Vec<Claim>;
 
     /// What the last report of a completed attempt brought, in words.
     fn brought(report: &Report) -> String;
@@ -116,6 +128,8 @@ pub enum ReconcileError {
     Runner(#[from] RunnerError),
     #[error(transparent)]
     Act(#[from] ActError),
+    #[error(transparent)]
+    Volume(#[from] ObserveError),
     #[error("A rule of the CRD refused the status: {0}")]
     Refused(String),
 }
@@ -187,20 +201,24 @@ async fn observe<K: Kind>(object: &K, context: &Context) -> Result<Observed, Rec
     let (wish, problem) = object.wish();
     let status = object.status().map(Status::course).unwrap_or_else(|| K::Status::default().course());
     let territory = Territory { namespace: &context.namespace, roots: &context.host_device_roots };
-    let place = match problem {
-        Some(problem) => Seen::Refused(Refusal::new(Cause::InvalidSpec, problem.to_string())),
-        None => object.place(context, &territory),
-    };
     let target = target(object.wanted_target(context), &wish.namespace, &K::kind(&()), context).await?;
     let done = object.status().map_or(0, Status::done_blocks);
-    let worker = worker(&wish.uid, &status, u64::try_from(done).unwrap_or(0), context).await?;
+    let Hearing { worker, trouble, host } =
+        worker(&wish.uid, &status, u64::try_from(done).unwrap_or(0), context).await?;
+    let situation = Situation { wish: &wish, status: &status, worker: &worker, now: now() };
+    let (place, volume) = match (problem, object.volume(context)) {
+        (Some(problem), _) => (Seen::Refused(Refusal::new(Cause::InvalidSpec, problem.to_string())), VolumeSeen::Idle),
+        (None, Some(wanted)) => volume::look(context, &wanted, &situation).await?,
+        (None, None) => (object.place(context, &territory), VolumeSeen::Idle),
+    };
     let slot = context.queue().slot(&wish.uid);
     let moved = object.status().map_or(0, Status::moved_blocks);
     let shown = if moved > 0 { Progressed::Yes } else { Progressed::No };
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(ActError::Random)?;
     let fresh_id = AttemptId::new(u64::try_from(now().as_millisecond()).unwrap_or(0), random);
-    let mut o = Observed { wish, status, place, target, slot, worker, keys: Keys::Same, shown, fresh_id };
+    let keys = Keys::Same;
+    let mut o = Observed { wish, status, place, volume, target, slot, worker, trouble, host, keys, shown, fresh_id };
     if let (Some(attempt), Seen::Usable(target)) = (act::current(&o), &o.target)
         && context.memory().offered.get(&attempt) != Some(&target.resolved.credentials)
     {
@@ -209,18 +227,29 @@ async fn observe<K: Kind>(object: &K, context: &Context) -> Result<Observed, Rec
     Ok(o)
 }
 
+/// What there is of the current attempt's worker, and what the cluster says of it.
+struct Hearing {
+    worker: WorkerSeen,
+    trouble: Option<Trouble>,
+    host: Option<Host>,
+}
+
+impl Hearing {
+    const NOTHING: Self = Self { worker: WorkerSeen::Absent, trouble: None, host: None };
+}
+
 /// What there is of the current attempt's worker, and what it said.
-async fn worker(uid: &str, status: &Course, done: u64, context: &Context) -> Result<WorkerSeen, RunnerError> {
-    let Some(attempt) = &status.attempt else { return Ok(WorkerSeen::Absent) };
+async fn worker(uid: &str, status: &Course, done: u64, context: &Context) -> Result<Hearing, RunnerError> {
+    let Some(attempt) = &status.attempt else { return Ok(Hearing::NOTHING) };
     let number = u32::try_from(attempt.number).unwrap_or(0);
     let (Ok(id), Ok(name)) = (attempt.id.parse::<AttemptId>(), AttemptRef::new(uid, number)) else {
-        return Ok(WorkerSeen::Absent);
+        return Ok(Hearing::NOTHING);
     };
     let found = context.runner.look(&name).await?;
     let time = now();
-    let run = match &found {
-        Worker::Absent => return Ok(WorkerSeen::Absent),
-        Worker::Alive { run, .. } | Worker::Ended { run, .. } => run.clone(),
+    let (run, trouble) = match &found {
+        Worker::Absent => return Ok(Hearing::NOTHING),
+        Worker::Alive { run, trouble, .. } | Worker::Ended { run, trouble, .. } => (run.clone(), trouble.clone()),
     };
     let mut ear = context.memory().ears.get(&name).cloned().unwrap_or_else(|| Ear::new(time));
     let listener = Listener {
@@ -247,7 +276,7 @@ async fn worker(uid: &str, status: &Course, done: u64, context: &Context) -> Res
         }
     };
     context.memory().ears.insert(name, ear);
-    Ok(seen)
+    Ok(Hearing { worker: seen, trouble, host: run.host })
 }
 
 enum Saved<K> {

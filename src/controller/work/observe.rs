@@ -15,14 +15,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use super::{
     queue::{Slot, Urgency},
     retry::{Policy, Progressed},
+    volume::{Exposed, VolumeSeen},
 };
 use crate::{
     api::{
         Cause, Course, InvalidField, Reason,
         backup::{HeardBy, RetryPolicy},
+        backup_status::ObservedSource,
         common::{ChosenTarget, DurationText, Transfer, parse_bytes_per_second},
     },
-    controller::target::resolve::Resolved,
+    controller::{
+        runner::{Host, trouble::Trouble},
+        target::resolve::Resolved,
+    },
     model::{AttemptId, BackupName, FailureReason, Report, VerifyDepth, VolumeName, limits},
 };
 
@@ -36,10 +41,15 @@ pub struct Observed {
     /// What status says of the course so far.
     pub status: Course,
     pub place: PlaceSeen,
+    pub volume: VolumeSeen,
     pub target: TargetSeen,
     pub slot: Slot,
     /// The worker of the attempt that status names.
     pub worker: WorkerSeen,
+    /// What the cluster says of that worker.
+    pub trouble: Option<Trouble>,
+    /// The Pod it runs in, if it is one.
+    pub host: Option<Host>,
     /// Other keys are in the Secret than the running worker was given.
     pub keys: Keys,
     /// Did status show that this attempt moved a block?
@@ -87,6 +97,8 @@ pub enum Finalizer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
+    /// For the snapshot to be ready, of an attempt that needs one.
+    pub snapshot: Duration,
     pub start: Duration,
     pub stall: Duration,
     pub total: Duration,
@@ -119,13 +131,17 @@ pub type PlaceSeen = Seen<Place>;
 pub type TargetSeen = Seen<Target>;
 
 /// Where a worker works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Place {
     /// Name of the volume in the store.
     pub volume: VolumeName,
     pub device: HostDevice,
     /// What a Restore reads; none for a Backup.
     pub record: Option<Record>,
+    /// What was seen of a claim or snapshot.
+    pub facts: Option<Box<ObservedSource>>,
+    /// The point in time and the claim it is exposed as.
+    pub exposed: Option<Box<Exposed>>,
 }
 
 /// A device or file of a node, by its words alone.
@@ -207,6 +223,8 @@ pub enum Keys {
 /// The verbs and limits of a spec, as users write them; `rate_field` is where the rate stands.
 pub struct Words<'a> {
     pub retry: &'a RetryPolicy,
+    /// Absent: no snapshot is ever waited for.
+    pub snapshot: Option<&'a DurationText>,
     pub start: &'a DurationText,
     pub stall: &'a DurationText,
     pub total: &'a DurationText,
@@ -235,6 +253,7 @@ pub fn wish(meta: &ObjectMeta, words: &Words<'_>) -> (Wish, Option<InvalidField>
         max_backoff: duration(&words.retry.max_backoff, "spec.retry.maxBackoff", 15 * 60),
     };
     let deadlines = Deadlines {
+        snapshot: words.snapshot.map_or(Duration::ZERO, |text| duration(text, "spec.deadlines.snapshot", 10 * 60)),
         start: duration(words.start, "spec.deadlines.start", 30 * 60),
         stall: duration(words.stall, "spec.deadlines.stall", limits::STALL_DEFAULT.as_secs()),
         total: duration(words.total, "spec.deadlines.total", limits::TOTAL_DEFAULT.as_secs()),

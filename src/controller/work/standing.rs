@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     api::{Cause, Claim, ConditionType, Reason, Stage, Truth, common::ChosenTarget},
+    controller::snapshot::expose::Taken,
     model::{AttemptId, Failure, FailureReason, Report, Verdict, Verification, job::S3Location},
 };
 
@@ -43,6 +44,11 @@ pub enum Standing {
         number: i32,
         id: AttemptId,
         chosen: Box<Chosen>,
+    },
+    /// The point in time is on its way to a device.
+    ExposingVolume {
+        missing: Refusal,
+        taken: Option<Box<Taken>>,
     },
     StartingWorker {
         problem: Option<String>,
@@ -156,6 +162,7 @@ impl Standing {
             Standing::Queued { .. } => (S::Pending, C::Queued.into()),
             Standing::WaitingForOldWorker => (S::Starting, C::WaitingForOldWorker.into()),
             Standing::Beginning { .. } | Standing::StartingWorker { .. } => (S::Starting, C::StartingWorker.into()),
+            Standing::ExposingVolume { missing, .. } => (S::Starting, missing.reason),
             Standing::Working { activity, .. } => match activity {
                 Activity::Planning => (S::InProgress, C::Planning.into()),
                 Activity::Uploading => (S::InProgress, C::Uploading.into()),
@@ -179,7 +186,7 @@ impl Standing {
     pub fn message(&self, words: &Words) -> String {
         match self {
             Standing::Unchanged { .. } => String::new(),
-            Standing::Waiting { missing } => missing.message.clone(),
+            Standing::Waiting { missing } | Standing::ExposingVolume { missing, .. } => missing.message.clone(),
             Standing::Queued { limit: None, .. } => "Waiting for its turn".into(),
             Standing::Queued { limit: Some(limit), .. } => match limit {
                 Limit::Operator => "Waiting for a slot: as many workers run as the operator allows".into(),
@@ -274,7 +281,10 @@ impl Standing {
         let warning =
             |reason: &str, text: String| Some(Note { severity: Severity::Warning, reason: reason.into(), text });
         match self {
-            Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Deleting => None,
+            Standing::Unchanged { .. }
+            | Standing::ExposingVolume { .. }
+            | Standing::StartingWorker { .. }
+            | Standing::Deleting => None,
             Standing::Waiting { missing } => warning(missing.reason.as_str(), missing.message.clone()),
             Standing::Queued { limit: None, .. } => None,
             Standing::Queued { limit: Some(_), .. } => normal("Queued", self.message(words)),
@@ -315,6 +325,7 @@ impl Standing {
             Standing::Queued { limit: Some(_), .. } => Some(Duration::from_secs(5)),
             Standing::Beginning { .. } => Some(Duration::ZERO),
             // Somebody is to appear or to go any moment.
+            Standing::ExposingVolume { .. } => Some(Duration::from_millis(500)),
             Standing::StartingWorker { problem: None } => Some(Duration::from_millis(250)),
             Standing::StartingWorker { problem: Some(_) } | Standing::WaitingForOldWorker => {
                 Some(Duration::from_secs(1))

@@ -36,7 +36,7 @@ use crate::{
 pub fn next_status<K: Kind>(object: &K, o: &Observed, standing: &Standing, now: Timestamp) -> K::Status {
     let now = whole_seconds(now);
     let mut course = next_course(o, standing, now);
-    let claims = standing.claims(&K::WORDS, K::domain(standing));
+    let claims = standing.claims(&K::WORDS, object.domain(standing));
     course.conditions = match claims {
         Some(claims) => conditions(&o.status.conditions, &claims, Some(o.wish.generation), now),
         None => {
@@ -59,6 +59,7 @@ pub fn next_status<K: Kind>(object: &K, o: &Observed, standing: &Standing, now: 
             K::choose(&mut next, chosen, Some((&o.wish.uid, id)));
             next.clear_progress();
         }
+        Standing::ExposingVolume { taken: Some(taken), .. } => K::taken(&mut next, taken),
         _ => {}
     }
     if let Some(heard) = standing.heard() {
@@ -107,12 +108,20 @@ fn next_course(o: &Observed, standing: &Standing, now: Timestamp) -> Course {
         hear(&mut next, heard);
     }
     apply(&mut next, o, standing, now);
+    if let (Some(host), Some(attempt)) = (&o.host, &mut next.attempt) {
+        attempt.pod_name = Some(host.pod_name.clone());
+        attempt.node_name = host.node_name.clone();
+    }
     next
 }
 
 fn apply(next: &mut Course, o: &Observed, standing: &Standing, now: Timestamp) {
     match standing {
-        Standing::Unchanged { .. } | Standing::StartingWorker { .. } | Standing::Cancelling | Standing::Deleting => {}
+        Standing::Unchanged { .. }
+        | Standing::ExposingVolume { .. }
+        | Standing::StartingWorker { .. }
+        | Standing::Cancelling
+        | Standing::Deleting => {}
         // A condition, beside what is history.
         Standing::Verified { .. } => {}
         Standing::Waiting { .. }
@@ -128,7 +137,7 @@ fn apply(next: &mut Course, o: &Observed, standing: &Standing, now: Timestamp) {
             next.attempt = Some(Attempt {
                 number: *number,
                 id: id.as_str().to_owned(),
-                node_name: Some(chosen.place.device.node.clone()),
+                node_name: Some(chosen.place.device.node.clone()).filter(|node| !node.is_empty()),
                 start_time: Some(Time(now)),
                 ..Attempt::default()
             });

@@ -17,6 +17,7 @@ use super::{
     retry::{Policy, Progressed},
     standing::Standing,
     status::{Worth, next_status, worth},
+    volume::VolumeSeen,
 };
 use crate::{
     api::{Cause, Course, Stage, Status, TargetKind, backup_status::HeardBy, common::ChosenTarget, course::Attempt},
@@ -54,6 +55,7 @@ pub fn wish(urgency: Urgency) -> Wish {
         retry_request: None,
         retry: Policy { limit: 2, backoff: Duration::from_secs(30), max_backoff: Duration::from_secs(900) },
         deadlines: Deadlines {
+            snapshot: Duration::from_secs(600),
             start: Duration::from_secs(1800),
             stall: Duration::from_secs(60),
             total: Duration::from_secs(7 * 86_400),
@@ -77,7 +79,7 @@ pub fn place() -> Place {
         bytes: None,
     };
     let device = HostDevice { path: "/dev/a".into(), root: "/dev".into(), node: "n".into() };
-    Place { volume: VolumeName::of_host_device("n", "pg"), device, record: Some(record) }
+    Place { volume: VolumeName::of_host_device("n", "pg"), device, record: Some(record), facts: None, exposed: None }
 }
 
 pub fn target() -> Target {
@@ -137,7 +139,10 @@ pub fn observed<K: Kind>(object: &K) -> Observed {
         place: Seen::Usable(Box::new(place())),
         target: Seen::Usable(Box::new(target())),
         slot: Slot::Held,
+        volume: VolumeSeen::Idle,
         worker: WorkerSeen::Absent,
+        trouble: None,
+        host: None,
         keys: Keys::Same,
         shown: match object.status().map_or(0, Status::moved_blocks) {
             0 => Progressed::No,
