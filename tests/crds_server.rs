@@ -243,7 +243,7 @@ async fn a_short_manifest_gets_every_default_and_the_status_of_an_unobserved_obj
     assert_eq!(created["status"], json!({"observedGeneration": -1}));
     let expected = json!({
         "source": {"persistentVolumeClaim": {"name": "pg-data"}},
-        "mode": "Incremental",
+        "mode": "Incremental", "verify": "None",
         "deadlines": {"snapshot": "10m", "start": "30m", "stall": "60s", "total": "168h", "keepSnapshot": "24h"},
         "retry": {"limit": 6, "backoff": "30s", "maxBackoff": "15m"},
         "cancel": false, "retryRequest": "", "deletionPolicy": "Retain", "expireAfter": "",

@@ -55,6 +55,7 @@ pub fn full_backup_spec() -> Value {
         "source": {"persistentVolumeClaim": {"name": "pg-data", "volumeSnapshotClassName": "ceph-rbd"}},
         "targetRef": {"kind": "ClusterBackupTarget", "name": "s3-primary"},
         "mode": "Incremental",
+        "verify": "Sample",
         "deadlines": {"snapshot": "10m", "start": "30m", "stall": "60s", "total": "168h", "keepSnapshot": "24h"},
         "retry": {"limit": 6, "backoff": "30s", "maxBackoff": "15m"},
         "upload": {"concurrency": 8, "maxBytesPerSecond": "200Mi"},
