@@ -9,7 +9,7 @@ help: ## This text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Needs: Rust 1.95, and for demo and test Go 1.26 or pip (both build a real kube-apiserver and an S3 server once, about 9 minutes)."
-	@echo "One test:     tools/test.sh --test support_selftest"
+	@echo "One test:     tools/test.sh --test operator support_selftest"
 	@echo "In an editor: export TIDEMARK_PARTS=\$$(tools/parts.sh), then cargo test as usual."
 
 demo: ## The whole story on this machine: backup, cut wire, healing, restore. ARGS="--size 512Mi --keep"
@@ -29,7 +29,7 @@ lint: ## Formatting and lints only
 	cargo clippy --all-targets -- -D warnings
 
 generate: ## Writes what is generated from the types: crds/ and docs/resources.md
-	cargo test --quiet --test crds generate -- --exact --ignored
+	cargo test --quiet --test project crds::generate -- --exact --ignored
 
 bench: ## Speed and memory beside others, on this machine (release build, 8 GiB of /dev/shm; ARGS="MIB [s3]")
 	@tools/bench.sh $(ARGS)

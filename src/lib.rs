@@ -14,7 +14,7 @@
 //! byte. The **data plane** turns a device into acknowledged blocks; it never talks to Kubernetes. Between them are two
 //! messages, `model::JobSpec` down and `model::Report` up, and a report can only be too low, never too high.
 //!
-//! The rooms, each of which knows only those below it (`tests/tidy.rs` holds the arrows):
+//! The rooms, each of which knows only those below it (`tests/project/tidy.rs` holds the arrows):
 //!
 //! | room | what lives there |
 //! |---|---|

@@ -8,7 +8,7 @@ tools/with_parts.sh cargo test --no-run
 TIDEMARK_PARTS=$(cat target/parts)
 export TIDEMARK_PARTS TIDEMARK_SOAK=1
 if [ $# -eq 0 ]; then
-    cargo test --test laws -- --nocapture
+    cargo test --test store laws:: -- --nocapture
     set -- soak_
 fi
 cargo test --no-fail-fast -- --ignored --nocapture --test-threads 1 "$@"

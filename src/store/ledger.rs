@@ -2,7 +2,7 @@
 //!
 //! Only the store can make a [`Receipt`], and only under a [`Guard`](super::guard::Guard); only a `Receipt` advances the
 //! [`Ledger`]; only a ledger without open blocks yields the [`Complete`] that sealing the record demands. Forging one
-//! is a compile error (`tests/compile_fail`).
+//! is a compile error (`tests/project/compile_fail`).
 
 use std::io;
 
