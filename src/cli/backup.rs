@@ -305,7 +305,9 @@ fn explain(last: &Report) -> CliError {
     let hint = match reason.retry() {
         Retry::Yes | Retry::Free => format!("{kept}{AGAIN}"),
         _ if reason == FailureReason::Cancelled => format!("{kept}{AGAIN}"),
-        Retry::Rarely | Retry::Never => format!("{kept}When the cause is gone, run the same command again."),
+        Retry::Rarely | Retry::Once | Retry::Never => {
+            format!("{kept}When the cause is gone, run the same command again.")
+        }
     };
     CliError {
         code: reason.exit_code(),

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     backup,
-    census::census,
+    census::{census, settled},
     context::Context,
     error_chain,
     objects::Objects,
@@ -36,6 +36,10 @@ use crate::api::{Backup, ClusterBackupTarget, Restore};
 
 /// Reconciles at once, per kind: each is a few requests to the API server.
 const CONCURRENT_RECONCILES: u16 = 32;
+/// Of the Secrets beside us targets' keys are kept, not what Helm keeps of its releases (up to a megabyte each), nor what
+/// each worker is given.
+const NO_RELEASES: &str = "type!=helm.sh/release.v1";
+const NO_WORKERS: &str = "!tidemark.dev/attempt";
 /// Objects that wait to be looked at; more are looked at when their own time comes.
 pub const WAITING_MAX: usize = 1024;
 
@@ -69,8 +73,10 @@ pub async fn act(context: Arc<Context>, watches: Watches, stop: &CancellationTok
     let (again_backup, backup_changes) = mpsc::channel(WAITING_MAX);
     let (again_restore, restore_changes) = mpsc::channel(WAITING_MAX);
     let (again_target, target_changes) = mpsc::channel(WAITING_MAX);
-    let secret_watch = watcher(Api::<Secret>::namespaced(client(), &context.namespace), watcher::Config::default())
+    let wanted = watcher::Config::default().fields(NO_RELEASES).labels(NO_WORKERS);
+    let secret_watch = watcher(Api::<Secret>::namespaced(client(), &context.namespace), wanted)
         .default_backoff()
+        .modify(lighten)
         .reflect(secret_writer)
         .touched_objects()
         .for_each(async |touched| match touched {
@@ -89,6 +95,8 @@ pub async fn act(context: Arc<Context>, watches: Watches, stop: &CancellationTok
         let restores = context.restores.state();
         let running = backups.iter().filter_map(|b| backup::running(b));
         context.queue().begin(running.chain(restores.iter().filter_map(|r| restore::running(r))));
+        let settled = settled(&context).await;
+        context.memory().settled = settled;
         let of_backups = stream::select(receiver_stream(backup_changes), receiver_stream(backup_feed.woken));
         let of_restores = stream::select(receiver_stream(restore_changes), receiver_stream(restore_feed.woken));
         let of_targets = stream::select(receiver_stream(target_changes), receiver_stream(poked_targets));
@@ -115,6 +123,7 @@ where
     let changed = predicates::generation.combine(predicates::finalizers);
     watcher(objects, watcher::Config::default())
         .default_backoff()
+        .modify(lighten)
         .reflect(writer)
         .touched_objects()
         .predicate_filter(changed, Default::default())
@@ -125,6 +134,15 @@ where
             }
         })
         .await;
+}
+
+/// What nobody here reads is not kept: of a finished Backup it is more than half.
+pub fn lighten<K: Resource>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
 }
 
 /// A Secret that changed makes its targets be looked at at once.
