@@ -9,7 +9,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use super::{CliError, environment};
 use crate::{
     api::common::DurationText,
-    model::{Credentials, StoreLocation, job::S3Location, limits},
+    model::{
+        Credentials, StoreLocation,
+        job::{Proxy, S3Location},
+        limits,
+    },
     store::{self, client::Client, credentials::CredentialSource, objects::Objects, record::RecordId},
 };
 
@@ -265,7 +269,19 @@ fn complete(
         let source = if options.ca_bundle.is_some() { "--ca-bundle" } else { "AWS_CERT" };
         return Err(CliError::usage(format!("{source} holds no PEM certificate (-----BEGIN CERTIFICATE-----)")));
     }
-    Ok(S3Location { region, endpoint, force_path_style, ca_bundle, ..location })
+    let proxy = proxy(endpoint.as_deref(), env)?;
+    Ok(S3Location { region, endpoint, force_path_style, ca_bundle, proxy, ..location })
+}
+
+/// As other programs have it: HTTPS_PROXY or HTTP_PROXY by the endpoint's scheme, in capitals or not.
+fn proxy(endpoint: Option<&str>, env: &Lookup) -> Result<Option<Proxy>, CliError> {
+    let either = |name: &str| env(name).or_else(|| env(&name.to_ascii_lowercase()));
+    let name = if Proxy::is_for_https(endpoint) { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+    let Some(url) = either(name) else { return Ok(None) };
+    match Proxy::parse(&url, either("NO_PROXY")) {
+        Some(proxy) => Ok(Some(proxy)),
+        None => Err(CliError::usage(format!("{name} is no proxy's URL: write it as http://proxy.example.com:3128"))),
+    }
 }
 
 fn parse_endpoint(url: &str) -> Result<String, CliError> {
