@@ -269,7 +269,7 @@ fn complete(
         let source = if options.ca_bundle.is_some() { "--ca-bundle" } else { "AWS_CERT" };
         return Err(CliError::usage(format!("{source} holds no PEM certificate (-----BEGIN CERTIFICATE-----)")));
     }
-    let proxy = proxy(endpoint.as_deref(), env)?;
+    let proxy = proxy(endpoint.as_deref(), env)?.map(Box::new);
     Ok(S3Location { region, endpoint, force_path_style, ca_bundle, proxy, ..location })
 }
 
@@ -386,6 +386,12 @@ mod tests {
         let pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
         let trusted = reach("s3://backups@r/", &options(), &[("AWS_CERT", pem)]).expect("PEM");
         assert_eq!(s3(&trusted).ca_bundle.as_deref(), Some(pem));
+        let proxies = [("HTTPS_PROXY", "https://p:1"), ("http_proxy", "q:2"), ("no_proxy", "minio")];
+        let by = |reach: &Reach| s3(reach).proxy.clone().map(|p| (p.url, p.except));
+        let aws = reach("s3://backups@r/", &options(), &proxies).expect("a proxy");
+        assert_eq!(by(&aws), Some(("https://p:1".into(), Some("minio".into()))));
+        let plain = reach("s3://backups@r/", &with_endpoint, &proxies).expect("a proxy");
+        assert_eq!(by(&plain), Some(("http://q:2".into(), Some("minio".into()))));
     }
 
     #[test]
@@ -412,6 +418,7 @@ mod tests {
             ("s3://backups@r/", missing_file, &[], "/no/such.pem"),
             ("s3://backups@r/", options(), &[("AWS_CERT", "nonsense")], "no PEM certificate"),
             ("s3://backups@r/", options(), &[("VIRTUAL_HOSTED_STYLE", "yes")], "true or false"),
+            ("s3://backups@r/", options(), &[("HTTPS_PROXY", "socks5://p")], "http://proxy.example.com:3128"),
             ("s3://backups@r/", options(), &[("AWS_ACCESS_KEY_ID", "")], "AWS_ACCESS_KEY_ID is not set"),
             ("s3://backups@r/", options(), &[("AWS_SECRET_ACCESS_KEY", "hush\n")], "blank or newline"),
         ];

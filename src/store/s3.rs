@@ -411,11 +411,14 @@ where
     let service = error.as_service_error();
     let code = service.and_then(ProvideErrorMetadata::code).unwrap_or_default();
     let message = service.and_then(ProvideErrorMetadata::message).unwrap_or_default();
-    let (kind, cure) = classify_code(status, code);
+    let (kind, cure) = match status {
+        None if innermost(error).contains("proxy authorization required") => classify_code(Some(407), code),
+        _ => classify_code(status, code),
+    };
     let seen = match (status, code) {
         (Some(status), "") => format!("HTTP {status}{cure}"),
         (Some(status), code) => format!("HTTP {status} {code}: {message}{cure}"),
-        (None, _) => describe_dispatch(error),
+        (None, _) => format!("no answer: {}{cure}", innermost(error)),
     };
     StoreError::new(kind, action, key, seen)
 }
@@ -455,12 +458,12 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
 }
 
 /// The innermost cause of a request that got no answer: `connection refused` beats `dispatch failure`.
-fn describe_dispatch<E: std::error::Error + 'static>(error: &SdkError<E, HttpResponse>) -> String {
+fn innermost<E: std::error::Error + 'static>(error: &SdkError<E, HttpResponse>) -> String {
     let mut cause: &dyn std::error::Error = error;
     let mut text = cause.to_string();
     while let Some(next) = cause.source() {
         cause = next;
         text = cause.to_string();
     }
-    format!("no answer: {text}")
+    text
 }

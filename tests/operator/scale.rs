@@ -15,7 +15,9 @@ use tidemark::api::Backup;
 use crate::{
     support::{
         eventually,
+        node::{Node, Plays},
         operator::{NAMESPACE, Operator},
+        storage::{DRIVER, Storage},
     },
     world::{World, merge, metric},
 };
@@ -108,8 +110,7 @@ async fn start(world: &World, user: &str, flags: &[&str]) -> Operator {
     let kubeconfig = world.plane.kubeconfig_as(user, &["system:masters"]);
     let began = Instant::now();
     let operator = Operator::start_as(&kubeconfig, world.home.clone(), flags);
-    let every = format!("tidemark_backups{{state=\"Completed\"}}");
-    until_metric(&operator, &every, |n| n as usize >= FINISHED).await;
+    until_metric(&operator, "tidemark_backups{state=\"Completed\"}", |n| n as usize >= FINISHED).await;
     println!("{user}: the caches were full after {:.1?}", began.elapsed());
     until_metric(&operator, "tidemark_reconcile_seconds_count{kind=\"Backup\"}", |n| n as usize >= FINISHED).await;
     println!("{user}: every Backup was looked at after {:.1?}", began.elapsed());
@@ -181,11 +182,56 @@ async fn law_9_an_operator_begins_however_many_objects_there_are() {
     world.end(&[&operator]).await;
 }
 
+/// Ten claims that are backed up by ten Pods: what the operator asks for from their creation to the last one's end, and what
+/// it asks for in a second while they run.
+async fn ten_as_jobs(world: &World, operator: &Operator, user: &str) {
+    const JOBS: usize = 10;
+    let storage = Storage::start(&world.plane).await;
+    storage.size(64 * 2 * MIB);
+    let node = Node::start(world.client.clone(), NAMESPACE, Plays::Everything);
+    world
+        .plane
+        .apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\napiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: fast}}\nprovisioner: {DRIVER}\n---\napiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotClass\nmetadata: {{name: keep}}\ndriver: {DRIVER}\ndeletionPolicy: Delete\n"
+        ))
+        .await;
+    let backups: Api<Backup> = Api::namespaced(world.client.clone(), "shop");
+    for n in 0..JOBS {
+        storage.claim("shop", &format!("pg-{n}"), "fast", "Block").await;
+    }
+    let before = Taken::of(world, operator, user);
+    for n in 0..JOBS {
+        let object = json!({"apiVersion": "tidemark.dev/v1alpha1", "kind": "Backup",
+            "metadata": {"name": format!("pg-{n}"), "namespace": "shop"}, "spec": {
+                "source": {"persistentVolumeClaim": {"name": format!("pg-{n}")}},
+                "targetRef": {"name": "s3-primary"}, "upload": {"concurrency": 1, "maxBytesPerSecond": "1Mi"}}});
+        let object: Backup = serde_json::from_value(object).expect("a Backup");
+        let uid = backups.create(&PostParams::default(), &object).await.expect("created").uid().expect("it has one");
+        node.device(&format!("tm-{uid}-x"), &world.home.volumes().join("a.img"));
+    }
+    until_metric(operator, "tidemark_backups{state=\"InProgress\"}", |n| n as usize == JOBS).await;
+    let running = Taken::of(world, operator, user);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let later = Taken::of(world, operator, user);
+    until_metric(operator, "tidemark_backups{state=\"Completed\"}", |n| n as usize >= FINISHED + JOBS).await;
+    let after = Taken::of(world, operator, user);
+    after.print("after ten Jobs");
+    let seconds = (later.at - running.at).as_secs_f64();
+    println!(
+        "{JOBS} Jobs: {} requests until all ran, {:.1} a second while they ran, {} in all\n{:#?}",
+        running.requests - before.requests,
+        (later.requests - running.requests) as f64 / seconds,
+        after.requests - before.requests,
+        world.plane.requests_of(user)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes: tools/soak.sh soak_ten_thousand"]
 async fn soak_ten_thousand_finished_backups_cost_memory_once_and_requests_never() {
     let world = full_world().await;
     let mut jobs = start(&world, "scale-jobs", &["--workers=job", "--worker-image=tidemark:test"]).await;
+    ten_as_jobs(&world, &jobs, "scale-jobs").await;
     assert!(jobs.terminate().success(), "{}", jobs.tail());
     let running = RUNNING.to_string();
     let flags = ["--workers=process", "--max-concurrent-backups", &running];
