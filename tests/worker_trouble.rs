@@ -199,7 +199,8 @@ fn what_is_nobodys_fault_uses_up_no_retry() {
     for reason in [Evicted, Preempted, NodeLost, PodDeleted] {
         assert_eq!(reason.retry(), Retry::Free, "{reason}");
     }
-    for reason in [WorkerNotCreated, Unschedulable, ImageMissing, VolumeNotAttached, WorkerNotStarted, OutOfMemory] {
+    for reason in [WorkerNotCreated, Unschedulable, ImageMissing, VolumeNotAttached, WorkerNotStarted] {
         assert_eq!(reason.retry(), Retry::Yes, "{reason}");
     }
+    assert_eq!(OutOfMemory.retry(), Retry::Once, "under the same limit it ends the same way");
 }

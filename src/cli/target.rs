@@ -56,6 +56,17 @@ pub(super) struct TargetUrl {
     pub(super) record: Option<RecordId>,
 }
 
+impl TargetUrl {
+    /// The backup that it must name.
+    pub(super) fn backup(&self) -> Result<RecordId, CliError> {
+        self.record.clone().ok_or_else(|| {
+            CliError::usage(
+                "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
+            )
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     S3 { bucket: String, region: Option<String>, prefix: String },
