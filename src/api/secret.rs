@@ -390,9 +390,9 @@ mod tests {
             assert_eq!(location.proxy.as_ref().map(|p| p.url.as_str()), Some(expected), "{endpoint:?}");
             assert!(!format!("{location:?}").contains("hush"));
         }
-        for bad in ["ftp://p", "http://", "http://a/b", "http://a,http://b", "socks5://p:1"] {
+        for bad in ["ftp://hush", "http://", "http://hush/b", "http://hush,http://b", "socks5://hush:1"] {
             let error = SecretSettings::parse(&with(&[(HTTPS_PROXY, bad)])).expect_err(bad).to_string();
-            assert!(error.starts_with("HTTPS_PROXY is not a proxy's URL") && !error.contains(bad), "{error}");
+            assert!(error.starts_with("HTTPS_PROXY is not a proxy's URL") && !error.contains("hush"), "{error}");
         }
     }
 

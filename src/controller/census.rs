@@ -50,7 +50,7 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
                 }))
                 .collect();
         let uids: HashSet<String> = lives.keys().cloned().collect();
-        let next = context.queue().retain(&uids);
+        let next = context.queue().retain(&uids, tokio::time::Instant::now());
         context.wake(&next);
         context.memory().forget(&uids);
         context.backups.forget(&uids);

@@ -365,7 +365,7 @@ fn give_back(o: &Observed, next: &Course, context: &Context) {
         _ => false,
     };
     if !holds && !o.worker.is_alive() {
-        let next = context.queue().leave(&o.wish.uid);
+        let next = context.queue().leave(&o.wish.uid, Instant::now());
         context.wake(&next);
     }
 }
