@@ -14,7 +14,7 @@ use super::{
 };
 use crate::model::{
     BackupName, Credentials, VolumeName,
-    job::{S3Location, ServerSideEncryption},
+    job::{Proxy, S3Location, ServerSideEncryption},
 };
 
 pub const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
@@ -25,8 +25,12 @@ pub const CERT: &str = "AWS_CERT";
 pub const VIRTUAL_HOSTED_STYLE: &str = "VIRTUAL_HOSTED_STYLE";
 pub const IAM_ROLE_ARN: &str = "AWS_IAM_ROLE_ARN";
 
+pub const HTTP_PROXY: &str = "HTTP_PROXY";
+pub const HTTPS_PROXY: &str = "HTTPS_PROXY";
+pub const NO_PROXY: &str = "NO_PROXY";
+
 /// Keys Longhorn acts on and we do not: leaving them out in silence would look like a network fault.
-const IGNORED: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "AWS_SIGN_ACCEPT_ENCODING"];
+const IGNORED: [&str; 1] = ["AWS_SIGN_ACCEPT_ENCODING"];
 
 /// What a credential secret says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,6 +40,9 @@ pub struct SecretSettings {
     pub ca_bundle: Option<String>,
     pub virtual_hosted_style: Option<bool>,
     pub role_arn: Option<String>,
+    /// For stores that are reached by HTTP, and for those by HTTPS.
+    pub http_proxy: Option<Proxy>,
+    pub https_proxy: Option<Proxy>,
     /// Keys that are there and have no effect.
     pub ignored: Vec<&'static str>,
 }
@@ -58,6 +65,8 @@ impl SecretSettings {
         let ca_bundle = reader.certificate(CERT);
         let virtual_hosted_style = reader.boolean(VIRTUAL_HOSTED_STYLE);
         let role_arn = reader.value(IAM_ROLE_ARN);
+        let http_proxy = reader.proxy(HTTP_PROXY);
+        let https_proxy = reader.proxy(HTTPS_PROXY);
         let ignored =
             IGNORED.into_iter().filter(|key| data.get(*key).is_some_and(|value| !value.0.is_empty())).collect();
         match reader.complaints {
@@ -67,6 +76,8 @@ impl SecretSettings {
                 ca_bundle,
                 virtual_hosted_style,
                 role_arn,
+                http_proxy,
+                https_proxy,
                 ignored,
             }),
             complaints => Err(InvalidSecret { complaints }),
@@ -132,6 +143,17 @@ impl Reader<'_> {
         false
     }
 
+    /// Its value is never told: it may hold a password.
+    fn proxy(&mut self, key: &str) -> Option<Proxy> {
+        let value = self.value(key)?;
+        let except = self.value(NO_PROXY);
+        let proxy = Proxy::parse(&value, except);
+        if proxy.is_none() {
+            self.complain(format!("{key} is not a proxy's URL: write it as http://proxy.example.com:3128"));
+        }
+        proxy
+    }
+
     /// PEM ends with a newline by nature, so blanks around it are no fault.
     fn certificate(&mut self, key: &str) -> Option<String> {
         let text = self.text(key)?;
@@ -176,11 +198,8 @@ impl S3Spec {
     ///
     /// `conditional_writes` is what the target's probe found (false before it ran).
     pub fn resolve(&self, secret: &SecretSettings, conditional_writes: bool) -> Result<ResolvedLocation, InvalidField> {
-        let mut notes: Vec<String> = secret
-            .ignored
-            .iter()
-            .map(|key| format!("{key} in the secret has no effect: set it on the operator instead"))
-            .collect();
+        let mut notes: Vec<String> =
+            secret.ignored.iter().map(|key| format!("{key} in the secret has no effect: leave it out")).collect();
         let mut overridden = |key: &str, field: &str| {
             notes.push(format!("{key} in the secret has no effect: spec.s3.{field} says otherwise and wins"));
         };
@@ -200,6 +219,10 @@ impl S3Spec {
 
         let endpoint = spec_endpoint.or_else(|| secret.endpoint.clone());
         let force_path_style = self.force_path_style.or(secret_path_style).unwrap_or(endpoint.is_some());
+        let proxy = match Proxy::is_for_https(endpoint.as_deref()) {
+            true => secret.https_proxy.clone(),
+            false => secret.http_proxy.clone(),
+        };
         let location = S3Location {
             bucket: self.parse_bucket()?,
             prefix: self.parse_prefix()?,
@@ -207,6 +230,7 @@ impl S3Spec {
             endpoint: endpoint.map(|url| parse_endpoint(&url)).transpose()?,
             force_path_style,
             ca_bundle: spec_bundle.or_else(|| secret.ca_bundle.clone()),
+            proxy: proxy.map(Box::new),
             storage_class: self.parse_storage_class()?,
             server_side_encryption: self.server_side_encryption.as_ref().map_or(Ok(None), EncryptionSpec::parse)?,
             conditional_writes,
@@ -325,7 +349,14 @@ mod tests {
     #[test]
     fn a_longhorn_secret_works_unchanged() {
         let pem = format!("{PEM_HEADER}\nAA==\n-----END CERTIFICATE-----\n");
-        let secret = with(&[(ENDPOINTS, "https://minio:9000/"), (CERT, &pem), (VIRTUAL_HOSTED_STYLE, "true")]);
+        let secret = with(&[
+            (ENDPOINTS, "https://minio:9000/"),
+            (CERT, &pem),
+            (VIRTUAL_HOSTED_STYLE, "true"),
+            (HTTPS_PROXY, "http://proxy:3128/"),
+            (HTTP_PROXY, "other:3128"),
+            (NO_PROXY, ".internal,10.0.0.0/8"),
+        ]);
         let settings = SecretSettings::parse(&secret).expect("a good secret");
         let resolved = spec().resolve(&settings, true).expect("a good spec");
         let location = S3Location {
@@ -335,12 +366,34 @@ mod tests {
             endpoint: Some("https://minio:9000".into()),
             force_path_style: false,
             ca_bundle: Some(pem),
+            proxy: Proxy::parse("http://proxy:3128", Some(".internal,10.0.0.0/8".into())).map(Box::new),
             storage_class: None,
             server_side_encryption: None,
             conditional_writes: true,
             batch_delete: false,
         };
         assert_eq!(resolved, ResolvedLocation { location, notes: vec![] });
+    }
+
+    #[test]
+    fn the_proxy_is_that_of_the_endpoints_scheme_and_its_password_is_never_shown() {
+        let secret = with(&[(HTTP_PROXY, "http://me:hush@plain:3128"), (HTTPS_PROXY, "tunnel:3128")]);
+        let settings = SecretSettings::parse(&secret).expect("a good secret");
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
+        for (endpoint, expected) in [
+            (None, "http://tunnel:3128"),
+            (Some("https://s3:9000"), "http://tunnel:3128"),
+            (Some("http://s3:9000"), "http://me:hush@plain:3128"),
+        ] {
+            let spec = S3Spec { endpoint: endpoint.map(str::to_owned), ..spec() };
+            let location = spec.resolve(&settings, true).expect("good").location;
+            assert_eq!(location.proxy.as_ref().map(|p| p.url.as_str()), Some(expected), "{endpoint:?}");
+            assert!(!format!("{location:?}").contains("hush"));
+        }
+        for bad in ["ftp://hush", "http://", "http://hush/b", "http://hush,http://b", "socks5://hush:1"] {
+            let error = SecretSettings::parse(&with(&[(HTTPS_PROXY, bad)])).expect_err(bad).to_string();
+            assert!(error.starts_with("HTTPS_PROXY is not a proxy's URL") && !error.contains("hush"), "{error}");
+        }
     }
 
     #[test]
@@ -366,7 +419,7 @@ mod tests {
             endpoint: Some("https://old".into()),
             ca_bundle: Some("a".into()),
             virtual_hosted_style: Some(true),
-            ignored: vec!["HTTP_PROXY"],
+            ignored: vec!["AWS_SIGN_ACCEPT_ENCODING"],
             ..SecretSettings::default()
         };
         let bundle = Some("b".to_owned());
@@ -380,7 +433,7 @@ mod tests {
         assert_eq!(resolved.location.endpoint.as_deref(), Some("https://new"));
         assert_eq!((resolved.location.ca_bundle, resolved.location.force_path_style), (bundle, true));
         let told: Vec<&str> = resolved.notes.iter().map(|note| note.split(' ').next().unwrap_or("")).collect();
-        assert_eq!(told, ["HTTP_PROXY", ENDPOINTS, CERT, VIRTUAL_HOSTED_STYLE], "{:?}", resolved.notes);
+        assert_eq!(told, ["AWS_SIGN_ACCEPT_ENCODING", ENDPOINTS, CERT, VIRTUAL_HOSTED_STYLE], "{:?}", resolved.notes);
         let same = S3Spec { endpoint: Some("https://old/".into()), ..spec() };
         let quiet = SecretSettings { ignored: vec![], ..secret };
         assert_eq!(

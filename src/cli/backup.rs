@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError,
+    CliError, random,
     show::{Look, Show, ShowOptions, TICK},
     state::{BegunFor, Earlier, State},
     target::{Reach, StoreOptions, TargetUrl},
@@ -159,7 +159,7 @@ pub(super) async fn run(options: BackupOptions) -> Result<(), CliError> {
 /// What this run is to do: a new backup, or the one that was interrupted; and the point in time it has in any case.
 fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<(JobSpec, SnapshotRef), CliError> {
     let now = telemetry::now();
-    let random = random()?;
+    let random: [u8; 58] = random()?;
     let unix_ms = u64::try_from(now.as_millisecond()).unwrap_or_default();
     let attempt = AttemptId::new(unix_ms, random[..10].try_into().expect("ten bytes"));
     let (backup_uid, attempt_number, snapshot) = match state.earlier(&options.image) {
@@ -205,14 +205,6 @@ fn job(options: &BackupOptions, reach: &Reach, state: &State) -> Result<(JobSpec
         pod: OWNER.into(),
     };
     Ok((job, snapshot))
-}
-
-pub(super) fn random() -> Result<[u8; 58], CliError> {
-    let mut random = [0; 58];
-    getrandom::fill(&mut random).map_err(|error| {
-        CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))
-    })?;
-    Ok(random)
 }
 
 /// Shows the attempt until it ends. The first Ctrl-C or SIGTERM ends it in order, a second one at once.
@@ -305,7 +297,9 @@ fn explain(last: &Report) -> CliError {
     let hint = match reason.retry() {
         Retry::Yes | Retry::Free => format!("{kept}{AGAIN}"),
         _ if reason == FailureReason::Cancelled => format!("{kept}{AGAIN}"),
-        Retry::Rarely | Retry::Never => format!("{kept}When the cause is gone, run the same command again."),
+        Retry::Rarely | Retry::Once | Retry::Never => {
+            format!("{kept}When the cause is gone, run the same command again.")
+        }
     };
     CliError {
         code: reason.exit_code(),

@@ -1,15 +1,13 @@
 //! `tidemark delete`: one backup goes, and the blocks that no other needs. Nothing goes without a word of confirmation.
 
-use std::{
-    io::{IsTerminal, Write},
-    path::PathBuf,
-};
+use std::io::{IsTerminal, Write};
 
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
     CliError, say,
+    scratch::ScratchOptions,
     show::ShowOptions,
     sweeping::{check_all_deleted, connect, print_plan, sentence, sweep_of, watch_sweep},
     target::{Reach, StoreOptions, TargetUrl},
@@ -53,9 +51,8 @@ pub(super) struct DeleteOptions {
     /// Delete exactly this record, although Tidemark did not write it or it cannot be read
     #[arg(long)]
     foreign: bool,
-    /// Directory for tables that do not fit in memory [default: the system's]
-    #[arg(long, value_name = "DIR")]
-    scratch_dir: Option<PathBuf>,
+    #[command(flatten)]
+    scratch: ScratchOptions,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -63,17 +60,13 @@ pub(super) struct DeleteOptions {
 }
 
 pub(super) async fn run(options: DeleteOptions) -> Result<(), CliError> {
-    let Some(id) = options.backup.record.clone() else {
-        return Err(CliError::usage(
-            "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
-        ));
-    };
+    let id = options.backup.backup()?;
     let reach = Reach::new(&options.backup, &options.store)?;
     let (doomed, what) = choose(&reach.client(&options.store)?, &id, options.foreign).await?;
     let (progress, newest) = watch::channel(SweepProgress::default());
     if options.dry_run {
         let client = reach.client(&options.store)?;
-        let sweep = sweep_of(client, id.volume, options.scratch_dir, Wanted::All);
+        let sweep = sweep_of(client, id.volume, &options.scratch, Wanted::All);
         let cancel = sweep.cancel.clone();
         let planning = tokio::spawn(async move { sweep.dry_run(Some(&doomed), telemetry::now(), &progress).await });
         let plan = watch_sweep(planning, newest, cancel, options.show).await?;
@@ -81,7 +74,7 @@ pub(super) async fn run(options: DeleteOptions) -> Result<(), CliError> {
     }
     confirm(&options, &what)?;
     let client = connect(&reach, &options.store).await?;
-    let sweep = sweep_of(client, id.volume.clone(), options.scratch_dir, Wanted::All);
+    let sweep = sweep_of(client, id.volume.clone(), &options.scratch, Wanted::All);
     let cancel = sweep.cancel.clone();
     let running = tokio::spawn(async move { remove::remove(&sweep, &doomed, &progress).await });
     let removed = watch_sweep(running, newest, cancel, options.show).await?;

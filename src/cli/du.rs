@@ -1,12 +1,11 @@
 //! `tidemark du`: what the backups of a target take, and what deleting each would free. Only reading.
 
-use std::path::PathBuf;
-
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::{
     CliError, say,
+    scratch::ScratchOptions,
     target::{Reach, StoreOptions, TargetUrl},
     tell,
 };
@@ -14,7 +13,6 @@ use crate::{
     model::{FailureReason, VolumeName},
     store::{
         catalogue,
-        scratch::Scratch,
         usage::{self, Usage},
     },
 };
@@ -39,9 +37,8 @@ pub(super) struct DuOptions {
     /// Print one JSON object per volume
     #[arg(long)]
     pub(super) json: bool,
-    /// Directory for tables that do not fit in memory [default: the system's]
-    #[arg(long, value_name = "DIR")]
-    scratch_dir: Option<PathBuf>,
+    #[command(flatten)]
+    scratch: ScratchOptions,
     #[command(flatten)]
     store: StoreOptions,
 }
@@ -54,7 +51,7 @@ pub(super) async fn run(options: DuOptions) -> Result<(), CliError> {
         Some(volume) => vec![volume],
         None => catalogue::volumes(&client).await?,
     };
-    let scratch = Scratch::new(&options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir));
+    let scratch = options.scratch.open();
     if !options.json {
         say(&row(["VOLUME", "BACKUP", "TIME", "LOGICAL", "STORED", "UNIQUE"]));
     }

@@ -6,13 +6,14 @@ use serde_json::json;
 use tokio::{sync::watch, time::interval};
 
 use super::{
-    CliError, say,
+    CliError, random, say,
+    scratch::ScratchOptions,
     show::{Look, Show, ShowOptions, TICK},
     target::{Reach, StoreOptions, TargetUrl},
 };
 use crate::{
     model::{AttemptId, FailureReason, job::Source, limits},
-    store::{guard::Timing, scratch::Scratch, verify::VerifyPhase},
+    store::{guard::Timing, verify::VerifyPhase},
     telemetry,
     worker::heal::{self, HealError, HealJob, HealProgress, Healed},
 };
@@ -37,9 +38,8 @@ pub(super) struct HealOptions {
     /// Downloads and uploads at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=limits::CONCURRENCY_MAX as i64))]
     concurrency: u32,
-    /// Directory for tables that do not fit in memory [default: the system's]
-    #[arg(long, value_name = "DIR")]
-    scratch_dir: Option<PathBuf>,
+    #[command(flatten)]
+    scratch: ScratchOptions,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -47,23 +47,16 @@ pub(super) struct HealOptions {
 }
 
 pub(super) async fn run(options: HealOptions) -> Result<(), CliError> {
-    let Some(record) = options.backup.record.clone() else {
-        return Err(CliError::usage(
-            "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
-        ));
-    };
+    let record = options.backup.backup()?;
     let reach = Reach::new(&options.backup, &options.store)?;
-    let mut random = [0; 26];
-    getrandom::fill(&mut random).map_err(|error| {
-        CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))
-    })?;
+    let random: [u8; 26] = random()?;
     let unix_ms = u64::try_from(telemetry::now().as_millisecond()).unwrap_or_default();
     let job = HealJob {
         client: reach.client(&options.store)?,
         record: record.clone(),
         source: Source { path: options.image.clone(), root: None, bytes: None, point: None },
         concurrency: options.concurrency,
-        scratch: Scratch::new(&options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir)),
+        scratch: options.scratch.open(),
         timing: Timing::default(),
         uid: hex::encode(&random[10..]),
         attempt: AttemptId::new(unix_ms, random[..10].try_into().expect("ten bytes")),

@@ -131,11 +131,7 @@ fn describe(reach: &Reach, id: &RecordId, head: &Result<RecordHead, StoreError>)
 }
 
 pub(super) async fn inspect(options: InspectOptions) -> Result<(), CliError> {
-    let Some(id) = options.backup.record.clone() else {
-        return Err(CliError::usage(
-            "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
-        ));
-    };
+    let id = options.backup.backup()?;
     let reach = Reach::new(&options.backup, &options.store)?;
     let client = reach.client(&options.store)?;
     let layout = VolumeLayout::new(&id.volume);

@@ -2,6 +2,7 @@
 //!
 //! * `target`       where the backupstore is: URLs, flags and variables become one location
 //! * `environment`  the environment's door
+//! * `scratch`      where a command keeps what does not fit in memory
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
 //! * `state`        what a killed `backup` leaves, so that the next one continues
 //! * `backup`, `restore`, `list`, `verify`, `heal`, `du`, `delete`, `sweep`, `service`  the commands (`sweeping`: what two
@@ -17,6 +18,7 @@ mod environment;
 mod heal;
 mod list;
 mod restore;
+mod scratch;
 mod service;
 mod show;
 mod state;
@@ -140,6 +142,15 @@ impl CliError {
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, reason: None, message: message.into(), object: None, hint: None }
     }
+}
+
+/// So many random bytes.
+fn random<const N: usize>() -> Result<[u8; N], CliError> {
+    let mut random = [0; N];
+    getrandom::fill(&mut random).map_err(|error| {
+        CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))
+    })?;
+    Ok(random)
 }
 
 impl From<StoreError> for CliError {

@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, say,
+    CliError, random, say,
     show::{Look, Show, ShowOptions, TICK},
     target::{Reach, StoreOptions, TargetUrl},
     tell,
@@ -101,14 +101,10 @@ pub(super) async fn run(options: RestoreOptions) -> Result<(), CliError> {
 }
 
 fn job(options: &RestoreOptions) -> Result<RestoreJob, CliError> {
-    let Some(record) = options.backup.record.clone() else {
-        return Err(CliError::usage(
-            "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
-        ));
-    };
+    let record = options.backup.backup()?;
     let client = Reach::new(&options.backup, &options.store)?.client(&options.store)?;
     let now = u64::try_from(telemetry::now().as_millisecond()).unwrap_or_default();
-    let random = super::backup::random()?;
+    let random: [u8; 58] = random()?;
     let attempt = AttemptId::new(now, random[..10].try_into().expect("ten bytes"));
     let mut job = RestoreJob::new(client, record, options.out.clone(), attempt);
     job.overwrite = match (options.force, options.reuse) {

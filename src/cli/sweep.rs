@@ -1,12 +1,11 @@
 //! `tidemark sweep`: what no record of a volume needs is deleted.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
     CliError, say,
+    scratch::ScratchOptions,
     show::ShowOptions,
     sweeping::{check_all_deleted, connect, print_plan, sentence, sweep_of, watch_sweep},
     target::{Reach, StoreOptions, TargetUrl},
@@ -45,9 +44,8 @@ pub(super) struct SweepOptions {
     /// Clear unfinished backups that were not touched for 20 minutes: nobody will continue them
     #[arg(long)]
     abandon_unfinished: bool,
-    /// Directory for tables that do not fit in memory [default: the system's]
-    #[arg(long, value_name = "DIR")]
-    scratch_dir: Option<PathBuf>,
+    #[command(flatten)]
+    scratch: ScratchOptions,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -71,7 +69,7 @@ pub(super) async fn run(options: SweepOptions) -> Result<(), CliError> {
     let mut first_error = None;
     for volume in volumes {
         let wanted = if options.abandon_unfinished { Wanted::Only(Default::default()) } else { Wanted::All };
-        let sweep = sweep_of(client.clone(), volume.clone(), options.scratch_dir.clone(), wanted);
+        let sweep = sweep_of(client.clone(), volume.clone(), &options.scratch, wanted);
         let is_cancelled = sweep.cancel.clone();
         // One volume that is held or damaged does not keep the others from being swept.
         if let Err(error) = one(&options, sweep).await {

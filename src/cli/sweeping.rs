@@ -1,6 +1,6 @@
 //! What `delete` and `sweep` share: reaching the store with all it can do, a volume's sweep, and its progress.
 
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CliError, say,
+    scratch::ScratchOptions,
     service::Signals,
     show::{Look, Show, ShowOptions, TICK},
     target::{Reach, StoreOptions},
@@ -23,7 +24,6 @@ use crate::{
         guard::Timing,
         janitor::{Living, Wanted},
         probe,
-        scratch::Scratch,
         sweep::{Plan, Sweep, SweepPhase, SweepProgress, Swept},
     },
 };
@@ -46,12 +46,12 @@ pub(super) async fn connect(reach: &Reach, options: &StoreOptions) -> Result<Cli
 }
 
 /// `wanted`: whose unfinished backups are kept. Nothing is known of other programs' attempts but what the store shows.
-pub(super) fn sweep_of(client: Client, volume: VolumeName, scratch_dir: Option<PathBuf>, wanted: Wanted) -> Sweep {
+pub(super) fn sweep_of(client: Client, volume: VolumeName, scratch: &ScratchOptions, wanted: Wanted) -> Sweep {
     Sweep {
         client,
         volume,
         living: Living { wanted, ..Living::default() },
-        scratch: Scratch::new(&scratch_dir.unwrap_or_else(std::env::temp_dir)),
+        scratch: scratch.open(),
         timing: Timing::default(),
         cancel: CancellationToken::new(),
     }

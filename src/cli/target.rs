@@ -9,7 +9,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use super::{CliError, environment};
 use crate::{
     api::common::DurationText,
-    model::{Credentials, StoreLocation, job::S3Location, limits},
+    model::{
+        Credentials, StoreLocation,
+        job::{Proxy, S3Location},
+        limits,
+    },
     store::{self, client::Client, credentials::CredentialSource, objects::Objects, record::RecordId},
 };
 
@@ -50,6 +54,17 @@ fn parse_stall(text: &str) -> Result<Duration, String> {
 pub(super) struct TargetUrl {
     place: Place,
     pub(super) record: Option<RecordId>,
+}
+
+impl TargetUrl {
+    /// The backup that it must name.
+    pub(super) fn backup(&self) -> Result<RecordId, CliError> {
+        self.record.clone().ok_or_else(|| {
+            CliError::usage(
+                "The URL names a target, not a backup: add ?backup=NAME&volume=NAME (`tidemark ls TARGET` prints them)",
+            )
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,7 +280,19 @@ fn complete(
         let source = if options.ca_bundle.is_some() { "--ca-bundle" } else { "AWS_CERT" };
         return Err(CliError::usage(format!("{source} holds no PEM certificate (-----BEGIN CERTIFICATE-----)")));
     }
-    Ok(S3Location { region, endpoint, force_path_style, ca_bundle, ..location })
+    let proxy = proxy(endpoint.as_deref(), env)?.map(Box::new);
+    Ok(S3Location { region, endpoint, force_path_style, ca_bundle, proxy, ..location })
+}
+
+/// As other programs have it: HTTPS_PROXY or HTTP_PROXY by the endpoint's scheme, in capitals or not.
+fn proxy(endpoint: Option<&str>, env: &Lookup) -> Result<Option<Proxy>, CliError> {
+    let either = |name: &str| env(name).or_else(|| env(&name.to_ascii_lowercase()));
+    let name = if Proxy::is_for_https(endpoint) { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+    let Some(url) = either(name) else { return Ok(None) };
+    match Proxy::parse(&url, either("NO_PROXY")) {
+        Some(proxy) => Ok(Some(proxy)),
+        None => Err(CliError::usage(format!("{name} is no proxy's URL: write it as http://proxy.example.com:3128"))),
+    }
 }
 
 fn parse_endpoint(url: &str) -> Result<String, CliError> {
@@ -370,6 +397,12 @@ mod tests {
         let pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
         let trusted = reach("s3://backups@r/", &options(), &[("AWS_CERT", pem)]).expect("PEM");
         assert_eq!(s3(&trusted).ca_bundle.as_deref(), Some(pem));
+        let proxies = [("HTTPS_PROXY", "https://p:1"), ("http_proxy", "q:2"), ("no_proxy", "minio")];
+        let by = |reach: &Reach| s3(reach).proxy.clone().map(|p| (p.url, p.except));
+        let aws = reach("s3://backups@r/", &options(), &proxies).expect("a proxy");
+        assert_eq!(by(&aws), Some(("https://p:1".into(), Some("minio".into()))));
+        let plain = reach("s3://backups@r/", &with_endpoint, &proxies).expect("a proxy");
+        assert_eq!(by(&plain), Some(("http://q:2".into(), Some("minio".into()))));
     }
 
     #[test]
@@ -396,6 +429,7 @@ mod tests {
             ("s3://backups@r/", missing_file, &[], "/no/such.pem"),
             ("s3://backups@r/", options(), &[("AWS_CERT", "nonsense")], "no PEM certificate"),
             ("s3://backups@r/", options(), &[("VIRTUAL_HOSTED_STYLE", "yes")], "true or false"),
+            ("s3://backups@r/", options(), &[("HTTPS_PROXY", "socks5://p")], "http://proxy.example.com:3128"),
             ("s3://backups@r/", options(), &[("AWS_ACCESS_KEY_ID", "")], "AWS_ACCESS_KEY_ID is not set"),
             ("s3://backups@r/", options(), &[("AWS_SECRET_ACCESS_KEY", "hush\n")], "blank or newline"),
         ];

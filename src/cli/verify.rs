@@ -1,13 +1,12 @@
 //! `tidemark verify`: is what a target holds what its records say? Only reading.
 
-use std::path::PathBuf;
-
 use indicatif::HumanBytes;
 use serde_json::json;
 use tokio::{sync::watch, time::interval};
 
 use super::{
-    CliError, say,
+    CliError, random, say,
+    scratch::ScratchOptions,
     show::{Look, Show, ShowOptions, TICK},
     target::{Reach, StoreOptions, TargetUrl},
 };
@@ -56,9 +55,8 @@ pub(super) struct VerifyOptions {
     /// Downloads at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=limits::CONCURRENCY_MAX as i64))]
     concurrency: u32,
-    /// Directory for tables that do not fit in memory [default: the system's]
-    #[arg(long, value_name = "DIR")]
-    scratch_dir: Option<PathBuf>,
+    #[command(flatten)]
+    scratch: ScratchOptions,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
@@ -81,7 +79,7 @@ pub(super) async fn run(options: VerifyOptions) -> Result<(), CliError> {
     let client = reach.client(&options.store)?;
     let depth = depth(&options)?;
     let volumes = volumes(&options, &client).await?;
-    let scratch = Scratch::new(&options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir));
+    let scratch = options.scratch.open();
     let mut show = Show::new(options.show);
     let mut sum = Sum::default();
     for (volume, backup) in volumes {
@@ -111,10 +109,7 @@ fn depth(options: &VerifyOptions) -> Result<Depth, CliError> {
     let Some(share) = options.sample else {
         return Ok(if options.full { Depth::Full } else { Depth::Listing });
     };
-    let mut random = [0; 4];
-    getrandom::fill(&mut random).map_err(|error| {
-        CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))
-    })?;
+    let random = random()?;
     Ok(Depth::Sample { share, seed: options.seed.unwrap_or_else(|| u64::from(u32::from_le_bytes(random))) })
 }
 

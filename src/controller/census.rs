@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     context::Context,
     error_chain,
-    runner::Worker,
+    runner::{AttemptRef, Worker},
     snapshot::{
         act::act,
         observe,
@@ -23,7 +23,7 @@ use super::{
     time::until,
 };
 use crate::{
-    api::{Backup, BackupState, Restore, RestoreState},
+    api::{Backup, BackupState, Restore, RestoreState, Stage, Status},
     telemetry::now,
 };
 
@@ -50,7 +50,7 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
                 }))
                 .collect();
         let uids: HashSet<String> = lives.keys().cloned().collect();
-        let next = context.queue().retain(&uids);
+        let next = context.queue().retain(&uids, tokio::time::Instant::now());
         context.wake(&next);
         context.memory().forget(&uids);
         context.backups.forget(&uids);
@@ -63,6 +63,37 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
         }
         round = round.wrapping_add(1);
     }
+}
+
+/// Objects that are over and of which nothing is left, neither worker nor volume, by uid. Asked in bulk when a term
+/// begins: thousands of them are not to be asked one by one. None is called settled if it cannot be told.
+pub async fn settled(context: &Context) -> HashSet<String> {
+    let attempts = match context.runner.list().await {
+        Ok(attempts) => attempts,
+        Err(error) => {
+            tracing::warn!(error = %error_chain(&error), "Workers could not be listed, each is asked for");
+            return HashSet::new();
+        }
+    };
+    let volumes = match context.exposure {
+        None => Vec::new(),
+        Some(_) => match observe::owners(&context.client, &context.namespace).await {
+            Ok(owners) => owners,
+            Err(observe::ObserveError::NotInstalled) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "Snapshots could not be listed, each is asked for");
+                return HashSet::new();
+            }
+        },
+    };
+    let left: HashSet<&str> =
+        attempts.iter().map(AttemptRef::uid).chain(volumes.iter().map(|(owner, _)| owner.as_str())).collect();
+    let is_over = |stage: Option<Stage>| matches!(stage, Some(Stage::Completed | Stage::Cancelled));
+    let (backups, restores) = (context.backups.state(), context.restores.state());
+    let backups = backups.iter().filter(|b| is_over(b.status.as_ref().and_then(|s| s.course().state)));
+    let restores = restores.iter().filter(|r| is_over(r.status.as_ref().and_then(|s| s.course().state)));
+    let uids = backups.filter_map(|b| b.uid()).chain(restores.filter_map(|r| r.uid()));
+    uids.filter(|uid| !left.contains(uid.as_str())).collect()
 }
 
 /// Removes what was made for snapshots whose Backup is no more, one step a round.

@@ -2,7 +2,7 @@
 //! nothing in it is needed to be right, only to be quick.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -49,6 +49,9 @@ pub const POLL_INTERVAL_MIN: Duration = Duration::from_secs(2);
 /// Progress writes per second of the whole operator, and so looks at workers.
 pub const WRITES_PER_SECOND: u32 = 20;
 
+/// Labels of a namespace are read again after this long: hundreds that wait ask for the same ones every few seconds.
+pub const LABELS_AGE_MAX: Duration = Duration::from_secs(10);
+
 pub struct Context {
     pub client: Client,
     pub runner: Arc<dyn Runner>,
@@ -85,6 +88,10 @@ pub struct Memory {
     pub ears: HashMap<AttemptRef, Ear>,
     /// Keys that a running worker was given.
     pub offered: HashMap<AttemptRef, Credentials>,
+    /// Uids of objects that were over when this term began, and of which nothing was left. Each is used once.
+    pub settled: HashSet<String>,
+    /// Labels of namespaces, and when they were read.
+    pub labels: HashMap<String, (Instant, BTreeMap<String, String>)>,
     /// Uids of deleted Backups that the breaker let through.
     pub admitted: HashSet<String>,
     /// What was gone or going beneath the Backups of a namespace on a target, and when that was read.
@@ -97,6 +104,8 @@ impl Memory {
         self.ears.retain(|attempt, _| lives.contains(attempt.uid()));
         self.offered.retain(|attempt, _| lives.contains(attempt.uid()));
         self.admitted.retain(|uid| lives.contains(uid));
+        self.settled.retain(|uid| lives.contains(uid));
+        self.labels.retain(|_, (at, _)| at.elapsed() < LABELS_AGE_MAX);
         self.grounds.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(60));
     }
 }

@@ -7,6 +7,7 @@
 //! * `run`      its life: serve, campaign, lead, give back
 //! * `feed`     the caches, and what changes is reconciled
 //! * `lease`    who leads
+//! * `rivals`   and that nobody of another release does
 //! * `context`  what every reconcile may use
 //! * `objects`  the objects of one kind, and our own last writes
 //! * `work`     what Backup and Restore share: the machine of attempts
@@ -29,6 +30,7 @@ pub mod feed;
 pub mod lease;
 pub mod objects;
 pub mod restore;
+pub mod rivals;
 pub mod run;
 pub mod runner;
 pub mod snapshot;

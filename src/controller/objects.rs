@@ -12,6 +12,8 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
+use super::feed::lighten;
+
 /// The objects of one kind, as the leader knows them.
 pub struct Objects<K: Resource<DynamicType = ()> + Clone + 'static> {
     cache: Store<K>,
@@ -21,9 +23,8 @@ pub struct Objects<K: Resource<DynamicType = ()> + Clone + 'static> {
 
 /// Our last write of a status, until the cache has it.
 struct LastWrite<K> {
-    /// The resourceVersion it replaced.
-    replaced: Option<String>,
-    object: Arc<K>,
+    /// The resourceVersion it replaced, and the object; none once the cache has seen it.
+    unseen: Option<(Option<String>, Arc<K>)>,
     at: Instant,
 }
 
@@ -48,20 +49,21 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Objects<K> {
     /// The cached object, or what we wrote over it if the cache has not seen that yet.
     pub fn freshest(&self, cached: Arc<K>) -> Arc<K> {
         let mut written = self.written();
-        match written.get_mut(&cached.uid().unwrap_or_default()) {
-            Some(last) if last.replaced.is_some() && last.replaced == cached.resource_version() => last.object.clone(),
-            Some(last) => {
-                last.replaced = None;
+        let Some(last) = written.get_mut(&cached.uid().unwrap_or_default()) else { return cached };
+        match &last.unseen {
+            Some((Some(replaced), object)) if cached.resource_version().as_ref() == Some(replaced) => object.clone(),
+            _ => {
+                last.unseen = None;
                 cached
             }
-            None => cached,
         }
     }
 
     /// Remembers what we wrote until the cache has it.
-    pub fn wrote(&self, before: &K, after: K) -> Arc<K> {
+    pub fn wrote(&self, before: &K, mut after: K) -> Arc<K> {
+        lighten(&mut after);
         let object = Arc::new(after);
-        let last = LastWrite { replaced: before.resource_version(), object: object.clone(), at: Instant::now() };
+        let last = LastWrite { unseen: Some((before.resource_version(), object.clone())), at: Instant::now() };
         self.written().insert(object.uid().unwrap_or_default(), last);
         object
     }

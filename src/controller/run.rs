@@ -33,6 +33,7 @@ use super::{
     error_chain,
     feed::{Feed, WAITING_MAX, Watches, act},
     lease::{Election, Leadership, Lost},
+    rivals::Rivals,
     runner::{Runner, job::JobRunner, process::ProcessRunner, settings::WorkerSettings},
     snapshot::drivers::ExposureSettings,
     target::{self, errands::Errands, probe::Prober},
@@ -223,14 +224,25 @@ impl Operator {
         }
         let election =
             Election::new(self.client.clone(), &self.config.namespace, LEASE, &self.identity, self.config.lease_timing);
+        let mut rivals = Rivals::new(self.client.clone(), &self.config.namespace, self.config.lease_timing.duration);
+        // A standby is ready: it does its work, which is to wait.
+        self.readiness.send_replace(Readiness::Ready);
         while !stop.is_cancelled() {
-            // A standby is ready: it does its work, which is to wait.
-            self.readiness.send_replace(Readiness::Ready);
             let leadership = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 leadership = election.acquire() => leadership,
             };
+            if let Err(why) = rivals.look().await {
+                // Ours is given back first: two that meet like this must not wait for each other for ever.
+                election.release(leadership).await;
+                tracing::error!(%why, "This operator does nothing");
+                self.readiness.send_replace(Readiness::NotReady(why.to_string()));
+                let pause = self.config.lease_timing.look_interval.mul_f64(1.0 + rivals.share());
+                tokio::select! { () = sleep(pause) => {}, () = stop.cancelled() => {} }
+                continue;
+            }
+            self.readiness.send_replace(Readiness::Ready);
             tracing::info!(identity = %self.identity, "This operator leads");
             self.term(&election, leadership, stop).await;
         }

@@ -70,6 +70,8 @@ pub enum Retry {
     Free,
     /// One more try after the longest backoff; then a person must ask.
     Rarely,
+    /// One more try by the retry policy, however far it got; then a person must change something first.
+    Once,
     /// Only when a person asks.
     Never,
 }
@@ -81,7 +83,9 @@ impl FailureReason {
             UploadFailed | UploadStalled | StoreUnavailable | Throttled | LockHeld | GuardLost | ScratchFailed => {
                 Retry::Yes
             }
-            WorkerNotHeard | WorkerNotStarted | OutOfMemory | RecordMismatch | DownloadStalled => Retry::Yes,
+            WorkerNotHeard | WorkerNotStarted | RecordMismatch | DownloadStalled => Retry::Yes,
+            // Under the same limit it ends the same way; once may have been a neighbour's doing.
+            OutOfMemory => Retry::Once,
             WorkerNotCreated | Unschedulable | ImageMissing | VolumeNotAttached | SnapshotNotReady => Retry::Yes,
             WorkerCrashed | Superseded | Evicted | Preempted | NodeLost | PodDeleted => Retry::Free,
             AccessDenied | BucketMissing | WrongRegion | ClockSkew => Retry::Rarely,

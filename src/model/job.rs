@@ -99,7 +99,7 @@ pub enum OnDamage {
     Continue,
 }
 
-/// Where the backupstore is. Credentials are never here.
+/// Where the backupstore is. Its credentials are never here; a proxy on the way may have some of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StoreLocation {
@@ -125,6 +125,8 @@ pub struct S3Location {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Box<Proxy>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_side_encryption: Option<ServerSideEncryption>,
@@ -132,6 +134,42 @@ pub struct S3Location {
     pub conditional_writes: bool,
     /// The target's probe saw one request delete several objects.
     pub batch_delete: bool,
+}
+
+/// A forward proxy between us and the store.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// May hold a user and a password.
+    pub url: String,
+    /// Hosts that are reached without it: names, domains and networks, with commas between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub except: Option<String>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Proxy(…)")
+    }
+}
+
+impl Proxy {
+    /// A URL as people write it: `http://proxy:3128`, with a user and password before the host, or without the scheme.
+    /// None: it is none.
+    pub fn parse(url: &str, except: Option<String>) -> Option<Self> {
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
+        let authority = rest.trim_end_matches('/');
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+        let is_plain = authority.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | '?' | '#' | ','));
+        (is_host && is_plain).then(|| Self { url: url.trim_end_matches('/').to_owned(), except })
+    }
+
+    /// Is this endpoint reached by HTTPS, and so by the proxy for it? Without an endpoint it is AWS.
+    pub fn is_for_https(endpoint: Option<&str>) -> bool {
+        endpoint.is_none_or(|endpoint| endpoint.starts_with("https://"))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

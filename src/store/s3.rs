@@ -14,10 +14,11 @@ use aws_sdk_s3::{
     primitives::{ByteStream, DateTime, SdkBody},
     types::{Delete, ObjectIdentifier, ObjectStorageClass, ServerSideEncryption, StorageClass},
 };
-use aws_smithy_http_client::tls;
+use aws_smithy_http_client::{Connector, proxy::ProxyConfig, tls};
 use aws_smithy_runtime_api::{
     box_error::BoxError,
     client::{
+        http::SharedHttpClient,
         interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
         orchestrator::{HttpRequest, HttpResponse},
         runtime_components::RuntimeComponents,
@@ -317,10 +318,7 @@ fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3:
         let seen = format!("{error}; caBundle must be PEM certificates");
         StoreError::new(ErrorKind::Refused(FailureReason::AccessDenied), "OPEN", &location.bucket, seen)
     })?;
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-        .tls_context(context)
-        .build_https();
+    let http = http_client(location, context)?;
     let mut config = aws_sdk_s3::Config::builder();
     config.set_endpoint_url(location.endpoint.clone());
     Ok(config
@@ -336,6 +334,27 @@ fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3:
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .build())
+}
+
+/// Straight to the store, or by the target's proxy: never by one that only the environment names.
+fn http_client(location: &S3Location, context: tls::TlsContext) -> Result<SharedHttpClient, StoreError> {
+    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
+    let builder = aws_smithy_http_client::Builder::new();
+    let Some(proxy) = &location.proxy else {
+        return Ok(builder.tls_provider(provider).tls_context(context).build_https());
+    };
+    let by = ProxyConfig::all(proxy.url.as_str()).map_err(|_| {
+        // Without the cause: it may quote the URL, and with it a password.
+        let seen = "the proxy's URL cannot be used; correct HTTPS_PROXY or HTTP_PROXY";
+        StoreError::new(ErrorKind::Refused(FailureReason::AccessDenied), "OPEN", &location.bucket, seen)
+    })?;
+    let by = by.no_proxy(proxy.except.clone().unwrap_or_default());
+    Ok(builder.build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder().proxy_config(by.clone());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.tls_provider(provider.clone()).tls_context(context.clone()).build()
+    }))
 }
 
 fn stream(body: Body) -> std::io::Result<ByteStream> {
@@ -392,11 +411,14 @@ where
     let service = error.as_service_error();
     let code = service.and_then(ProvideErrorMetadata::code).unwrap_or_default();
     let message = service.and_then(ProvideErrorMetadata::message).unwrap_or_default();
-    let (kind, cure) = classify_code(status, code);
+    let (kind, cure) = match status {
+        None if innermost(error).contains("proxy authorization required") => classify_code(Some(407), code),
+        _ => classify_code(status, code),
+    };
     let seen = match (status, code) {
         (Some(status), "") => format!("HTTP {status}{cure}"),
         (Some(status), code) => format!("HTTP {status} {code}: {message}{cure}"),
-        (None, _) => describe_dispatch(error),
+        (None, _) => format!("no answer: {}{cure}", innermost(error)),
     };
     StoreError::new(kind, action, key, seen)
 }
@@ -422,6 +444,10 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
             (ErrorKind::Refused(AccessDenied), "; the secret key does not fit the access key: correct the secret")
         }
         ("InvalidObjectState", _) => (ErrorKind::Damaged, "; it is in an archive class: bring it back first"),
+        (_, Some(407)) => (
+            ErrorKind::Refused(AccessDenied),
+            "; the proxy wants a user and password: write them into its URL, http://user:password@host:port",
+        ),
         ("PreconditionFailed" | "ConditionalRequestConflict", _) | (_, Some(409 | 412)) => {
             (ErrorKind::Precondition, "")
         }
@@ -432,12 +458,12 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
 }
 
 /// The innermost cause of a request that got no answer: `connection refused` beats `dispatch failure`.
-fn describe_dispatch<E: std::error::Error + 'static>(error: &SdkError<E, HttpResponse>) -> String {
+fn innermost<E: std::error::Error + 'static>(error: &SdkError<E, HttpResponse>) -> String {
     let mut cause: &dyn std::error::Error = error;
     let mut text = cause.to_string();
     while let Some(next) = cause.source() {
         cause = next;
         text = cause.to_string();
     }
-    format!("no answer: {text}")
+    text
 }

@@ -302,3 +302,48 @@ async fn law_11_a_pod_reads_no_host_device() {
     let refused = shop.world.until(&shop.operator, "host", "refused", |s| s.state == Some(BackupState::Error)).await;
     assert_eq!(refused.reason.as_deref(), Some("HostDeviceNotSupported"));
 }
+
+/// Under the same limit a worker ends the same way: once more, and then a person is asked. The point in time is kept for
+/// that person for a while, and its end is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn law_6_out_of_memory_is_tried_once_more_and_the_snapshots_end_is_told() {
+    let shop = Shop::new(Plays::NoKubelet).await;
+    let pods: Api<Pod> = Api::namespaced(shop.world.client.clone(), NAMESPACE);
+    shop.backup("pg-1", json!({"deadlines": {"keepSnapshot": "5s"}})).await;
+    let mut killed = Vec::new();
+    for attempt in 1..=2 {
+        let pod = eventually("a Pod", PATIENCE, || async {
+            let found = pods.list(&ListParams::default()).await.expect("listed").items;
+            found.into_iter().find(|pod| !killed.contains(&pod.name_any())).ok_or_else(|| shop.operator.tail())
+        })
+        .await
+        .name_any();
+        let status = json!({"status": {"phase": "Failed", "containerStatuses": [{"name": "worker", "image": "x",
+            "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]}});
+        pods.patch_status(&pod, &PatchParams::default(), &Patch::Merge(&status)).await.expect("said");
+        killed.push(pod);
+        let failed = |s: &BackupStatus| s.failure.as_ref().is_some_and(|f| f.attempt == Some(attempt));
+        let status = shop.until("pg-1", "failed", failed).await;
+        let failure = status.failure.as_ref().expect("it failed");
+        assert_eq!((failure.reason.as_str(), failure.retryable), ("OutOfMemory", attempt == 1), "{status:#?}");
+        assert!(failure.message.contains("raise the workers' memory limit"), "{failure:?}");
+    }
+    let condition = |s: &BackupStatus, wanted: &str| {
+        let found = s.conditions.iter().find(|c| c.type_ == wanted);
+        found.map(|c| (c.status.clone(), c.reason.clone()))
+    };
+    let said = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    let gone = said("False", "SnapshotReleased");
+    let status = shop.until("pg-1", "released", |s| condition(s, "SnapshotReady") == gone).await;
+    assert_eq!(condition(&status, "Stalled"), said("True", "RetriesExhausted"), "{status:#?}");
+    shop.nothing_is_left().await;
+    // Whoever asks now is told that no other point in time takes its place.
+    let patch = Patch::Merge(json!({"spec": {"retryRequest": "now"}}));
+    shop.backups().patch("pg-1", &PatchParams::default(), &patch).await.expect("a verb");
+    let lost = |s: &BackupStatus| s.failure.as_ref().is_some_and(|f| f.reason == "SnapshotLost");
+    let status = shop.until("pg-1", "lost", lost).await;
+    assert_eq!(condition(&status, "SnapshotReady"), gone, "{status:#?}");
+    let (operator, world) = (shop.operator, shop.world);
+    world.end(&[&operator]).await;
+}

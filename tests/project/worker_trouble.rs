@@ -85,7 +85,8 @@ fn law_5_whatever_the_cluster_did_to_a_worker_is_told_apart() {
         (merged(json!({"phase": "Running"}), disrupted("DeletionByTaintManager")), Stage::Running, Some(NodeLost)),
         (ended(0, "Completed", json!({"phase": "Succeeded"})), Stage::Ended { exit_code: Some(0) }, None),
         (ended(67, "Error", json!({})), Stage::Ended { exit_code: Some(67) }, None),
-        (ended(137, "Error", json!({})), Stage::Ended { exit_code: Some(137) }, None),
+        (ended(137, "Error", json!({})), Stage::Ended { exit_code: Some(137) }, Some(WorkerCrashed)),
+        (ended(137, "ContainerStatusUnknown", json!({})), Stage::Ended { exit_code: Some(137) }, None),
         (ended(137, "OOMKilled", json!({})), Stage::Ended { exit_code: Some(137) }, Some(OutOfMemory)),
         (ended(128, "StartError", json!({})), Stage::Ended { exit_code: Some(128) }, Some(WorkerNotStarted)),
         (ended(137, "Error", disrupted("EvictionByEvictionAPI")), Stage::Ended { exit_code: Some(137) }, Some(Evicted)),
@@ -198,7 +199,8 @@ fn what_is_nobodys_fault_uses_up_no_retry() {
     for reason in [Evicted, Preempted, NodeLost, PodDeleted] {
         assert_eq!(reason.retry(), Retry::Free, "{reason}");
     }
-    for reason in [WorkerNotCreated, Unschedulable, ImageMissing, VolumeNotAttached, WorkerNotStarted, OutOfMemory] {
+    for reason in [WorkerNotCreated, Unschedulable, ImageMissing, VolumeNotAttached, WorkerNotStarted] {
         assert_eq!(reason.retry(), Retry::Yes, "{reason}");
     }
+    assert_eq!(OutOfMemory.retry(), Retry::Once, "under the same limit it ends the same way");
 }

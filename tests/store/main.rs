@@ -15,6 +15,7 @@ mod damage;
 mod faults;
 mod laws;
 mod longhorn;
+mod proxy;
 mod restore;
 mod soak;
 mod sweep;

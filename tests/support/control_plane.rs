@@ -6,7 +6,7 @@
 //! choosing it and a program's binding it; then that program is started again on another.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -85,17 +85,35 @@ impl ControlPlane {
 
     /// What this impersonated user asked for: verb, API group, and resource with its subresource.
     pub fn asked_for(&self, user: &str) -> BTreeSet<(String, String, String)> {
+        self.requests_of(user).into_keys().collect()
+    }
+
+    /// The same, with how often each was asked.
+    pub fn requests_of(&self, user: &str) -> BTreeMap<(String, String, String), u64> {
         let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap_or_default();
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let by = lines.filter(|line| line["impersonatedUser"]["username"] == user && line["objectRef"].is_object());
-        by.map(|line| {
+        let mut counts = BTreeMap::new();
+        for line in log.lines().filter(|line| line.contains(user)) {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
             let object = &line["objectRef"];
+            if line["impersonatedUser"]["username"] != user || !object.is_object() {
+                continue;
+            }
             let (resource, part) = (text(&object["resource"]), text(&object["subresource"]));
             let resource = if part.is_empty() { resource } else { format!("{resource}/{part}") };
-            (text(&line["verb"]), text(&object["apiGroup"]), resource)
-        })
-        .collect()
+            *counts.entry((text(&line["verb"]), text(&object["apiGroup"]), resource)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// A kubeconfig of this user, by impersonation; in these groups if any are named.
+    pub fn kubeconfig_as(&self, user: &str, groups: &[&str]) -> PathBuf {
+        let admin = std::fs::read_to_string(self.kubeconfig()).expect("the kubeconfig was written by us");
+        let groups = if groups.is_empty() { String::new() } else { format!("as-groups: {groups:?}, ") };
+        let by = format!("user: {{as: '{user}', {groups}client-certificate");
+        let path = self.directory.path().join(format!("kubeconfig-{}", user.replace(':', "-")));
+        std::fs::write(&path, admin.replace("user: {client-certificate", &by)).expect("the scratch directory is ours");
+        path
     }
 
     /// `kubectl` with these arguments: its stdout. Panics with its stderr if it fails.

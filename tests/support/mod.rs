@@ -5,6 +5,7 @@
 //! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`, `clock`)
 //! * `storage`        snapshot controllers, a provisioner and a driver, played on a real API server
 //! * `wire`           a TCP proxy: cut, reset, slow, heal
+//! * `proxy`          a forward proxy, and TLS before a server
 //! * `job`            jobs for a worker without an operator
 //! * `node`           a Job controller and a kubelet, played on a real API server
 //! * `operator`       `tidemark operator` with process workers
@@ -30,6 +31,7 @@ pub mod longhorn;
 pub mod node;
 pub mod operator;
 pub mod process;
+pub mod proxy;
 pub mod repository;
 mod s3_backend;
 pub mod s3_server;

@@ -123,7 +123,10 @@ impl Operator {
     /// Starts one as the user of this kubeconfig; the flags say who runs workers.
     pub fn start_as(kubeconfig: &Path, home: Arc<Home>, flags: &[&str]) -> Self {
         let mut command = Command::new(program());
-        command.args(["operator", "--http-listen", "127.0.0.1:0", "--namespace", NAMESPACE]);
+        command.args(["operator", "--http-listen", "127.0.0.1:0"]);
+        if !flags.contains(&"--namespace") {
+            command.args(["--namespace", NAMESPACE]);
+        }
         command.arg("--kubeconfig").arg(kubeconfig);
         command.arg("--state-dir").arg(home.state());
         command.arg("--host-device-root").arg(home.volumes());

@@ -7,10 +7,12 @@ use serde_json::json;
 
 use crate::{
     api::{
-        Backup, BackupState, BackupStatus, Status,
-        backup_status::{BackupProgress, ObservedFailure, StoredAs},
+        Backup, BackupState, BackupStatus, Cause, Status,
+        backup_status::{BackupProgress, ObservedFailure, ObservedSnapshot, StoredAs},
+        conditions::conditions,
     },
     controller::{
+        snapshot::remove::Removal,
         time::later,
         work::{
             Kind,
@@ -18,6 +20,7 @@ use crate::{
             observe::{Heard, Observed, WorkerSeen},
             standing::Standing,
             status::{Worth, next_status, worth},
+            volume::VolumeSeen,
             worlds::{Settable, Worlds, attempt, heard, id, observed, start},
         },
     },
@@ -211,4 +214,49 @@ fn a_worker_that_verifies_is_left_alone_and_one_that_was_not_asked_to_is_not() {
     let (_, mut cancelled) = verified_world(VerifyDepth::Full, alive);
     cancelled.wish.cancel = true;
     assert_eq!(decide(&cancelled, hours_later).step, Step::StopWorker);
+}
+
+/// The snapshot that a retry would read goes with `deadlines.keepSnapshot`: that is told once, and for good.
+#[test]
+fn law_6_a_point_in_time_that_was_given_up_is_not_called_ready() {
+    let with_snapshot = |mut status: BackupStatus, ours| {
+        status.snapshot = Some(ObservedSnapshot { ours, ..ObservedSnapshot::default() });
+        let mut object = backup(status);
+        object.spec.source = serde_json::from_value(json!({"persistentVolumeClaim": {"name": "pg"}})).expect("a claim");
+        object
+    };
+    let ready = |status: &BackupStatus| {
+        let seen = status.conditions.iter().find(|c| c.type_ == "SnapshotReady");
+        seen.map(|c| (c.status.clone(), c.reason.clone()))
+    };
+    let said = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    let now = later(start(), Duration::from_secs(100_000));
+    let failed = statuses().into_iter().nth(11).expect("failed, without another attempt");
+    let object = with_snapshot(failed, true);
+    let claims = object.domain(&Standing::Cancelling);
+    let taken = BackupStatus {
+        conditions: conditions(&[], &claims, Some(2), start()),
+        ..object.status.clone().expect("it has one")
+    };
+    assert_eq!(ready(&taken), said("True", "SnapshotTaken"));
+    let object = with_snapshot(taken, true);
+    let removing = |kept_until| VolumeSeen::Removing { removal: Removal::Waiting("it goes".into()), kept_until };
+    let kept = Observed { volume: removing(Some(later(now, Duration::from_secs(1)))), ..observed(&object) };
+    let next = next_status(&object, &kept, &decide(&kept, now).standing, now);
+    assert_eq!(ready(&next), said("True", "SnapshotTaken"), "{next:#?}");
+    let released = Observed { volume: removing(None), ..observed(&object) };
+    let decision = decide(&released, now);
+    let next = next_status(&object, &released, &decision.standing, now);
+    assert_eq!(ready(&next), said("False", "SnapshotReleased"), "{decision:#?}");
+    // It is told once, and a retry does not bring it back.
+    let mut after = object.clone();
+    after.set_status(next.clone());
+    let again = Observed { status: next.course(), ..released.clone() };
+    assert_eq!(worth(&next, &next_status(&after, &again, &decision.standing, now)), Worth::Nothing);
+    let claims = after.domain(&Standing::WaitingForOldWorker);
+    assert!(claims.iter().any(|c| c.reason == Cause::SnapshotReleased.into()), "{claims:#?}");
+    // A snapshot of the user's stays where it is.
+    let theirs = with_snapshot(object.status.clone().expect("it has one"), false);
+    let next = next_status(&theirs, &released, &decision.standing, now);
+    assert_eq!(ready(&next), said("True", "SnapshotTaken"));
 }

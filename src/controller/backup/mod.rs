@@ -152,6 +152,10 @@ impl Kind for Backup {
         words::domain(self, standing)
     }
 
+    fn released(&self) -> Option<Claim> {
+        words::released(self)
+    }
+
     fn brought(report: &Report) -> String {
         words::brought(report)
     }

@@ -1,9 +1,9 @@
 //! What a Backup says in its own words: conditions of its domain, and texts.
 
 use crate::{
-    api::{Backup, Cause, Claim, ConditionType, Truth},
+    api::{Backup, Cause, Claim, ConditionType, Truth, conditions::find},
     controller::work::standing::{Standing, Words},
-    model::{Phase, Report},
+    model::{FailureReason, Phase, Report},
 };
 
 pub(super) const WORDS: Words = Words {
@@ -21,6 +21,8 @@ pub(super) fn domain(backup: &Backup, standing: &Standing) -> Vec<Claim> {
     use {Cause as C, ConditionType as T};
     let is_taken = backup.status.as_ref().is_some_and(|s| s.snapshot.is_some());
     let snapshot = match standing {
+        Standing::Cancelled { .. } if is_taken => (Truth::False, C::SnapshotReleased, "Nothing reads it any more"),
+        _ if is_gone(backup, standing) => (Truth::False, C::SnapshotReleased, RELEASED),
         _ if is_taken => (Truth::True, C::SnapshotTaken, "The point in time is taken"),
         Standing::ExposingVolume { taken: Some(_), .. } => {
             (Truth::True, C::SnapshotTaken, "The point in time is taken")
@@ -48,6 +50,24 @@ pub(super) fn domain(backup: &Backup, standing: &Standing) -> Vec<Claim> {
         Claim::new(T::DataAcknowledged, data.0, data.1, data.2),
         Claim::new(T::RecordCommitted, record.0, record.1, record.2),
     ]
+}
+
+const RELEASED: &str =
+    "The snapshot is gone: no retry can read the same point in time, create a new Backup (deadlines.keepSnapshot)";
+
+/// Once released it does not come back, and neither does one that an attempt did not find.
+fn is_gone(backup: &Backup, standing: &Standing) -> bool {
+    let written = backup.status.as_ref().and_then(|s| find(&s.conditions, ConditionType::SnapshotReady));
+    let was_released = written.is_some_and(|c| c.reason == Cause::SnapshotReleased.as_str());
+    let is_lost =
+        matches!(standing, Standing::Failed { failure, .. } if failure.reason == FailureReason::SnapshotLost.into());
+    was_released || is_lost
+}
+
+/// What is said when our snapshot is removed; the user's own stays.
+pub(super) fn released(backup: &Backup) -> Option<Claim> {
+    let snapshot = backup.status.as_ref()?.snapshot.as_ref()?;
+    snapshot.ours.then(|| Claim::new(ConditionType::SnapshotReady, Truth::False, Cause::SnapshotReleased, RELEASED))
 }
 
 pub(super) fn brought(report: &Report) -> String {

@@ -30,6 +30,9 @@ use crate::{
     model::{FailureReason, limits},
 };
 
+/// Exit code of a container whose process was ended by signal 9, whoever sent it.
+const KILLED: i32 = 137;
+
 /// What the cluster says of a worker: the reason, and in words the object, what was seen, and the cure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
@@ -77,7 +80,10 @@ pub fn cure(reason: FailureReason) -> &'static str {
         FailureReason::ImageMissing => "name an image its nodes can pull, with its pull secrets",
         FailureReason::VolumeNotAttached => "look at the volume's driver and at who else has the volume attached",
         FailureReason::WorkerNotStarted => "look at the Pod's Events and at its node's runtime",
-        FailureReason::OutOfMemory => "raise the workers' memory limit",
+        FailureReason::OutOfMemory => {
+            "raise the workers' memory limit (the chart's worker.resources), then set a new spec.retryRequest if it has ended"
+        }
+        FailureReason::WorkerCrashed => "find out who kills processes on its node; it is tried again",
         FailureReason::Evicted => "give the node more room, or the workers a higher priority; it is tried again",
         FailureReason::Preempted => "give the workers a higher priority; it is tried again",
         FailureReason::NodeLost => "bring the node back or delete it; it is tried again on another",
@@ -252,7 +258,15 @@ fn end_trouble(pod: &Pod, seen: Seen<'_>) -> Option<Trouble> {
         return Some(trouble(FailureReason::DeadlineExceeded, &name, &format!("{why}: {said}")));
     }
     let was_deleted = pod.metadata.deletion_timestamp.is_some() && seen.job.metadata.deletion_timestamp.is_none();
-    was_deleted.then(|| trouble(FailureReason::PodDeleted, &name, "it was deleted while its worker ran"))
+    if was_deleted {
+        return Some(trouble(FailureReason::PodDeleted, &name, "it was deleted while its worker ran"));
+    }
+    // The kernel's kills for memory have a reason of their own: this one came from a person or a program.
+    let was_killed = end.is_some_and(|e| e.exit_code == KILLED) && end_reason == "Error";
+    (was_killed && seen.job.metadata.deletion_timestamp.is_none()).then(|| {
+        let said = "its worker was killed with signal 9, and not for memory (reason Error, not OOMKilled)";
+        trouble(FailureReason::WorkerCrashed, &name, said)
+    })
 }
 
 /// What the cluster did to a Pod, in its own words (condition DisruptionTarget).

@@ -250,7 +250,7 @@ fn resting(o: &Observed, now: Timestamp) -> Decision {
             decided(step, soon(Duration::from_secs(1)))
         }
         WorkerSeen::Ended { .. } => decided(Step::RemoveWorker, soon(Duration::ZERO)),
-        WorkerSeen::Absent => volume_goes(o).unwrap_or_else(|| match &o.volume {
+        WorkerSeen::Absent => volume_goes(o).map(|gone| releasing(o, gone)).unwrap_or_else(|| match &o.volume {
             // The point in time is kept for the person who may still ask for a retry.
             VolumeSeen::Removing { kept_until: Some(end), .. } if again.is_none() => {
                 decided(Step::Nothing, soon(until(*end, now).max(VOLUME_WAIT)))
@@ -258,6 +258,16 @@ fn resting(o: &Observed, now: Timestamp) -> Decision {
             _ if again.is_none() => decided(idle_finalizer(o), Standing::Unchanged { again: None }),
             _ => decided(Step::Nothing, Standing::Unchanged { again }),
         }),
+    }
+}
+
+/// The point in time goes as well: that is told, for no retry can read it any more.
+fn releasing(o: &Observed, decision: Decision) -> Decision {
+    match (&o.volume, decision.standing) {
+        (VolumeSeen::Removing { kept_until: None, .. }, Standing::Unchanged { again }) => {
+            decided(decision.step, Standing::Released { again })
+        }
+        (_, standing) => decided(decision.step, standing),
     }
 }
 
@@ -425,7 +435,7 @@ fn crash(exit_code: Option<i32>, last_lines: &str, now: Timestamp) -> Failure {
     let (reason, what) = match exit_code {
         None => (FailureReason::WorkerCrashed, "The worker ended without a last word".to_owned()),
         Some(137) => {
-            (FailureReason::WorkerCrashed, "The worker was killed (signal 9), by a person or for memory".to_owned())
+            (FailureReason::WorkerCrashed, "The worker was killed (signal 9), by a person, or by the kernel for memory: its machine's kernel log tells".to_owned())
         }
         Some(64) => (FailureReason::BadJobSpec, "The worker refused its job (exit code 64)".to_owned()),
         Some(code) => {

@@ -111,6 +111,11 @@ pub trait Kind:
     /// The conditions of the kind's own domain; none while they stay as they were written.
     fn domain(&self, standing: &Standing) -> Vec<Claim>;
 
+    /// What is said once its point in time is given up; none: it has no such thing.
+    fn released(&self) -> Option<Claim> {
+        None
+    }
+
     /// What the last report of a completed attempt brought, in words.
     fn brought(report: &Report) -> String;
 
@@ -203,10 +208,14 @@ async fn observe<K: Kind>(object: &K, context: &Context) -> Result<Observed, Rec
     let territory = Territory { namespace: &context.namespace, roots: &context.host_device_roots };
     let target = target(object.wanted_target(context), &wish.namespace, &K::kind(&()), context).await?;
     let done = object.status().map_or(0, Status::done_blocks);
-    let Hearing { worker, trouble, host } =
-        worker(&wish.uid, &status, u64::try_from(done).unwrap_or(0), context).await?;
+    // It was over when this term began, and nothing was left of it: no need to ask.
+    let is_settled = context.memory().settled.remove(&wish.uid);
+    let Hearing { worker, trouble, host } = match is_settled {
+        true => Hearing::NOTHING,
+        false => worker(&wish.uid, &status, u64::try_from(done).unwrap_or(0), context).await?,
+    };
     let situation = Situation { wish: &wish, status: &status, worker: &worker, now: now() };
-    let (place, volume) = match (problem, object.volume(context)) {
+    let (place, volume) = match (problem, object.volume(context).filter(|_| !is_settled)) {
         (Some(problem), _) => (Seen::Refused(Refusal::new(Cause::InvalidSpec, problem.to_string())), VolumeSeen::Idle),
         (None, Some(wanted)) => volume::look(context, &wanted, &situation).await?,
         (None, None) => (object.place(context, &territory), VolumeSeen::Idle),
@@ -356,7 +365,7 @@ fn give_back(o: &Observed, next: &Course, context: &Context) {
         _ => false,
     };
     if !holds && !o.worker.is_alive() {
-        let next = context.queue().leave(&o.wish.uid);
+        let next = context.queue().leave(&o.wish.uid, Instant::now());
         context.wake(&next);
     }
 }

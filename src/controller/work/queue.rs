@@ -8,7 +8,8 @@
 //!
 //! [`Queue`] is the leader's memory of that set. It begins from what status says and is the only place where slots are
 //! given, so a stale cache cannot give one twice. Those who ask wait a moment ([`GATHERING`]) before the first turn, so
-//! that of a hundred created at once the oldest goes first and not the first to be looked at.
+//! that of a hundred created at once the oldest goes first and not the first to be looked at. A turn looks at all who wait,
+//! so it is taken when a worker ends, and else at most once in that moment, however many come, change or go meanwhile.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -102,6 +103,10 @@ fn next_line<'a>(lines: &BTreeMap<&'a str, Vec<&Entry>>, taken: &Taken) -> Optio
 }
 
 impl Entry {
+    fn is_same_but_for_its_turn(&self, other: &Self) -> bool {
+        *self == Self { since: self.since, ..other.clone() }
+    }
+
     /// Whose turn comes first has the least of this.
     fn turn(&self) -> (Urgency, Timestamp, &str) {
         (self.urgency, self.since, &self.uid)
@@ -162,14 +167,21 @@ pub struct Queue {
     operator_limit: usize,
     running: HashMap<String, Entry>,
     waiting: HashMap<String, (Entry, Instant)>,
-    /// Verdicts of the last turn; absent if the set has changed since.
-    verdicts: Option<Verdicts>,
+    last: Option<Turn>,
+}
+
+/// The last turn. Its verdicts stay safe while those that wait come, change or go: whom it admitted counts as running for
+/// all others. They are only not the fairest any more.
+struct Turn {
+    verdicts: Verdicts,
+    at: Instant,
+    is_fair: bool,
 }
 
 impl Queue {
     pub fn new(operator_limit: usize, running: impl IntoIterator<Item = Entry>) -> Self {
         let running = running.into_iter().map(|entry| (entry.uid.clone(), entry)).collect();
-        Self { operator_limit, running, waiting: HashMap::new(), verdicts: None }
+        Self { operator_limit, running, waiting: HashMap::new(), last: None }
     }
 
     /// Begins again with those that run: a new leader reads them from status.
@@ -182,7 +194,7 @@ impl Queue {
         if self.running.contains_key(uid) {
             return Slot::Held;
         }
-        match self.verdicts.as_ref().and_then(|v| v.get(uid)) {
+        match self.last.as_ref().and_then(|turn| turn.verdicts.get(uid)) {
             Some(Some(limit)) => Slot::Waiting(*limit),
             Some(None) | None => Slot::Gathering,
         }
@@ -196,12 +208,16 @@ impl Queue {
         }
         let asked = match self.waiting.get(&uid) {
             Some((known, asked)) if *known == entry => *asked,
-            Some((_, asked)) => {
-                self.verdicts = None;
-                *asked
+            Some((known, asked)) => {
+                let asked = *asked;
+                if !known.is_same_but_for_its_turn(&entry) {
+                    self.forget_verdict(&uid);
+                }
+                self.unfair();
+                asked
             }
             None => {
-                self.verdicts = None;
+                self.unfair();
                 now
             }
         };
@@ -209,14 +225,11 @@ impl Queue {
         if now.saturating_duration_since(asked) < GATHERING {
             return Slot::Gathering;
         }
-        let is_next = match &self.verdicts {
-            Some(verdicts) => verdicts.get(&uid).copied(),
-            None => {
-                let running: Vec<_> = self.running.values().cloned().collect();
-                let waiting: Vec<_> = self.waiting.values().map(|(entry, _)| entry.clone()).collect();
-                self.verdicts.insert(admit(&running, &waiting, self.operator_limit)).get(&uid).copied()
-            }
-        };
+        let is_due = |turn: &Turn| turn.is_fair || now.saturating_duration_since(turn.at) < GATHERING;
+        if !self.last.as_ref().is_some_and(is_due) {
+            self.take_turn(now);
+        }
+        let is_next = self.last.as_ref().and_then(|turn| turn.verdicts.get(&uid).copied());
         match is_next {
             Some(None) => {
                 // The others' verdicts were made with this one running: they stay true.
@@ -231,25 +244,47 @@ impl Queue {
     }
 
     /// Gives the slot or the place back. Returns those whose turn it may be now.
-    pub fn leave(&mut self, uid: &str) -> Vec<String> {
+    pub fn leave(&mut self, uid: &str, now: Instant) -> Vec<String> {
         let ran = self.running.remove(uid).is_some();
         let waited = self.waiting.remove(uid).is_some();
-        if !ran && !waited {
+        let was_admitted = self.last.as_ref().is_some_and(|turn| turn.verdicts.get(uid) == Some(&None));
+        self.forget_verdict(uid);
+        if !ran && !was_admitted {
+            // Whoever only waited took nothing from the others.
+            if waited {
+                self.unfair();
+            }
             return Vec::new();
         }
+        let verdicts = self.take_turn(now);
+        verdicts.iter().filter(|(_, limit)| limit.is_none()).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    fn take_turn(&mut self, now: Instant) -> &Verdicts {
         let running: Vec<_> = self.running.values().cloned().collect();
         let waiting: Vec<_> = self.waiting.values().map(|(entry, _)| entry.clone()).collect();
         let verdicts = admit(&running, &waiting, self.operator_limit);
-        let next = verdicts.iter().filter(|(_, limit)| limit.is_none()).map(|(uid, _)| uid.clone()).collect();
-        self.verdicts = Some(verdicts);
-        next
+        &self.last.insert(Turn { verdicts, at: now, is_fair: true }).verdicts
+    }
+
+    fn unfair(&mut self) {
+        if let Some(turn) = &mut self.last {
+            turn.is_fair = false;
+        }
+    }
+
+    /// What was said of it holds for what it was.
+    fn forget_verdict(&mut self, uid: &str) {
+        if let Some(turn) = &mut self.last {
+            turn.verdicts.remove(uid);
+        }
     }
 
     /// Forgets every entry whose object is no more.
-    pub fn retain(&mut self, lives: &HashSet<String>) -> Vec<String> {
+    pub fn retain(&mut self, lives: &HashSet<String>, now: Instant) -> Vec<String> {
         let gone: Vec<String> =
             self.running.keys().chain(self.waiting.keys()).filter(|uid| !lives.contains(*uid)).cloned().collect();
-        gone.iter().flat_map(|uid| self.leave(uid)).collect()
+        gone.iter().flat_map(|uid| self.leave(uid, now)).collect()
     }
 
     pub fn running(&self) -> usize {
@@ -370,10 +405,58 @@ mod tests {
         assert_eq!(queue.ask(a.clone(), Instant::now()), Slot::Waiting(Limit::Operator), "b is older");
         assert_eq!(queue.ask(b.clone(), Instant::now()), Slot::Held);
         assert_eq!(queue.ask(a.clone(), Instant::now()), Slot::Waiting(Limit::Operator));
-        assert_eq!(queue.leave("b"), ["a"]);
+        assert_eq!(queue.leave("b", Instant::now()), ["a"]);
         assert_eq!(queue.ask(a, Instant::now()), Slot::Held);
         assert_eq!(queue.slot("a"), Slot::Held);
-        assert!(queue.retain(&HashSet::new()).is_empty());
+        assert!(queue.retain(&HashSet::new(), Instant::now()).is_empty());
         assert_eq!(queue.running(), 0);
+    }
+
+    /// A turn looks at all who wait: were it taken at every question, ten times as many would cost a hundred times as much.
+    #[tokio::test(start_paused = true)]
+    async fn law_9_five_thousand_that_wait_are_looked_at_a_few_times_and_not_once_for_each() {
+        let since = |n: i64| entry(&format!("u{n:04}"), &format!("n{}", n % 50), "t", &format!("v{n}"), n);
+        let mut queue = Queue::new(1, []);
+        let mut turns = HashSet::new();
+        let mut ask = |queue: &mut Queue, entry: Entry| {
+            let slot = queue.ask(entry, Instant::now());
+            turns.extend(queue.last.as_ref().map(|turn| turn.at));
+            (slot, turns.len())
+        };
+        for round in 0..3 {
+            // Each time their place in the line is another, as when status was written.
+            for n in 0..5000 {
+                ask(&mut queue, since(n + round));
+            }
+            tokio::time::advance(GATHERING).await;
+        }
+        let (_, taken) = ask(&mut queue, since(0));
+        assert!(taken <= 3, "{taken} turns");
+        // Those that go while they wait cost nothing; one that ran makes room at once.
+        let before = queue.last.as_ref().map(|turn| turn.at);
+        let ran = queue.running.keys().next().cloned().expect("one of them got the slot");
+        let gone: Vec<String> = queue.waiting.keys().take(1000).cloned().collect();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        for uid in &gone {
+            assert!(queue.leave(uid, Instant::now()).is_empty());
+        }
+        assert_eq!(queue.last.as_ref().map(|turn| turn.at), before);
+        assert_eq!(queue.leave(&ran, Instant::now()).len(), 1);
+    }
+
+    /// What was said of an entry is not said of another volume.
+    #[tokio::test(start_paused = true)]
+    async fn a_verdict_holds_only_for_what_was_asked() {
+        let mut queue = Queue::new(5, []);
+        for (uid, volume) in [("a", "v"), ("b", "w")] {
+            queue.ask(entry(uid, "n", "t", volume, 1), Instant::now());
+        }
+        tokio::time::advance(GATHERING).await;
+        assert_eq!(queue.ask(entry("a", "n", "t", "v", 1), Instant::now()), Slot::Held);
+        // It was admitted to volume w, and now it wants v, where a runs.
+        let moved = entry("b", "n", "t", "v", 1);
+        assert_ne!(queue.ask(moved.clone(), Instant::now()), Slot::Held);
+        tokio::time::advance(GATHERING).await;
+        assert_eq!(queue.ask(moved, Instant::now()), Slot::Waiting(Limit::Volume));
     }
 }

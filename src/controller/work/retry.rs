@@ -5,6 +5,7 @@
 //! | `Yes` | backoff, doubled with each attempt in a row that got no block further; after `limit` of them a person must ask |
 //! | `Free` | the same, but the attempt is not counted |
 //! | `Rarely` | one more try after the longest backoff; if that ends in a refusal too, a person must ask |
+//! | `Once` | one more try after the backoff; if that ends the same way, however far it got, a person must ask |
 //! | `Never` | a person must ask |
 //!
 //! An attempt that acknowledged something new sets the count back to zero: a store that is away every hour for ten
@@ -62,7 +63,7 @@ pub fn next(policy: Policy, past: Past, reason: FailureReason) -> Next {
     let consecutive = match (past.progress, class) {
         (Progressed::Yes, _) => 0,
         (Progressed::No, Retry::Free) => past.consecutive,
-        (Progressed::No, Retry::Yes | Retry::Rarely | Retry::Never) => past.consecutive.saturating_add(1),
+        (Progressed::No, Retry::Yes | Retry::Rarely | Retry::Once | Retry::Never) => past.consecutive.saturating_add(1),
     };
     if policy.limit == 0 && class != Retry::Never {
         return Next::Exhausted { consecutive };
@@ -70,10 +71,11 @@ pub fn next(policy: Policy, past: Past, reason: FailureReason) -> Next {
     let was_rare = past.previous.is_some_and(|p| p.retry() == Retry::Rarely);
     match class {
         Retry::Never => Next::Never { consecutive },
+        Retry::Once if past.previous == Some(reason) => Next::Exhausted { consecutive },
         Retry::Rarely if was_rare && past.progress == Progressed::No => Next::Exhausted { consecutive },
         Retry::Rarely => Next::Again { after: policy.max_backoff, consecutive },
-        Retry::Yes if consecutive > policy.limit => Next::Exhausted { consecutive },
-        Retry::Yes | Retry::Free => Next::Again { after: backoff(policy, consecutive), consecutive },
+        Retry::Yes | Retry::Once if consecutive > policy.limit => Next::Exhausted { consecutive },
+        Retry::Yes | Retry::Once | Retry::Free => Next::Again { after: backoff(policy, consecutive), consecutive },
     }
 }
 
@@ -124,6 +126,22 @@ mod tests {
         assert_eq!(first, Next::Again { after: POLICY.max_backoff, consecutive: 1 });
         let second = next(POLICY, no_progress(1, Some(FailureReason::BucketMissing)), FailureReason::AccessDenied);
         assert_eq!(second, Next::Exhausted { consecutive: 2 });
+    }
+
+    #[test]
+    fn out_of_memory_is_tried_once_more_and_then_a_person_must_raise_the_limit() {
+        for progress in [Progressed::Yes, Progressed::No] {
+            let past = |previous| Past { consecutive: 0, previous, progress };
+            let oom = FailureReason::OutOfMemory;
+            for before in [None, Some(FailureReason::UploadFailed)] {
+                assert!(
+                    matches!(next(POLICY, past(before), oom), Next::Again { after, .. } if after == POLICY.backoff)
+                );
+            }
+            assert!(matches!(next(POLICY, past(Some(oom)), oom), Next::Exhausted { .. }), "{progress:?}");
+            let other = next(POLICY, past(Some(oom)), FailureReason::UploadFailed);
+            assert!(matches!(other, Next::Again { .. }), "{other:?}");
+        }
     }
 
     #[test]

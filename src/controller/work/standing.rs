@@ -28,6 +28,10 @@ pub enum Standing {
     Unchanged {
         again: Option<Duration>,
     },
+    /// As it was written, but that its point in time is given up: a retry would come too late.
+    Released {
+        again: Option<Duration>,
+    },
     /// For what is to appear: a target, a Backup.
     Waiting {
         missing: Refusal,
@@ -157,7 +161,7 @@ impl Standing {
     pub fn state(&self) -> Option<(Stage, Reason)> {
         use {Cause as C, Stage as S};
         let (state, reason) = match self {
-            Standing::Unchanged { .. } | Standing::Verified { .. } => return None,
+            Standing::Unchanged { .. } | Standing::Released { .. } | Standing::Verified { .. } => return None,
             Standing::Waiting { missing } => (S::Pending, missing.reason),
             Standing::Queued { .. } => (S::Pending, C::Queued.into()),
             Standing::WaitingForOldWorker => (S::Starting, C::WaitingForOldWorker.into()),
@@ -185,7 +189,7 @@ impl Standing {
     /// What a person reads behind the reason.
     pub fn message(&self, words: &Words) -> String {
         match self {
-            Standing::Unchanged { .. } => String::new(),
+            Standing::Unchanged { .. } | Standing::Released { .. } => String::new(),
             Standing::Waiting { missing } | Standing::ExposingVolume { missing, .. } => missing.message.clone(),
             Standing::Queued { limit: None, .. } => "Waiting for its turn".into(),
             Standing::Queued { limit: Some(limit), .. } => match limit {
@@ -222,7 +226,7 @@ impl Standing {
     /// The conditions, those of the kind's own domain last; none: as they were written.
     pub fn claims(&self, words: &Words, domain: Vec<Claim>) -> Option<Vec<Claim>> {
         let reason = match self {
-            Standing::Unchanged { .. } | Standing::Verified { .. } => return None,
+            Standing::Unchanged { .. } | Standing::Released { .. } | Standing::Verified { .. } => return None,
             Standing::Cancelling => Cause::Cancelling.into(),
             _ => self.state()?.1,
         };
@@ -282,6 +286,7 @@ impl Standing {
             |reason: &str, text: String| Some(Note { severity: Severity::Warning, reason: reason.into(), text });
         match self {
             Standing::Unchanged { .. }
+            | Standing::Released { .. }
             | Standing::ExposingVolume { .. }
             | Standing::StartingWorker { .. }
             | Standing::Deleting => None,
@@ -319,7 +324,7 @@ impl Standing {
     /// When to look again, should nothing happen before. `poll` is the interval for running workers.
     pub fn again(&self, now: Timestamp, poll: Duration) -> Option<Duration> {
         match self {
-            Standing::Unchanged { again } => *again,
+            Standing::Unchanged { again } | Standing::Released { again } => *again,
             Standing::Waiting { .. } => Some(Duration::from_secs(5)),
             Standing::Queued { limit: None, .. } => Some(super::queue::GATHERING),
             Standing::Queued { limit: Some(_), .. } => Some(Duration::from_secs(5)),

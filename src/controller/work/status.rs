@@ -42,12 +42,14 @@ pub fn next_status<K: Kind>(object: &K, o: &Observed, standing: &Standing, now: 
         None => {
             let mut same = o.status.conditions.clone();
             same.iter_mut().for_each(|c| c.observed_generation = Some(o.wish.generation));
-            if let Standing::Verified { verification } = standing {
-                let verdict = [claim(verification)];
-                let verdict = conditions(&o.status.conditions, &verdict, Some(o.wish.generation), now);
-                same.retain(|c| verdict.iter().all(|v| v.type_ != c.type_));
-                same.extend(verdict);
-            }
+            let beside = match standing {
+                Standing::Verified { verification } => Some(claim(verification)),
+                Standing::Released { .. } => object.released(),
+                _ => None,
+            };
+            let beside = conditions(&o.status.conditions, beside.as_slice(), Some(o.wish.generation), now);
+            same.retain(|c| beside.iter().all(|b| b.type_ != c.type_));
+            same.extend(beside);
             same
         }
     };
@@ -89,7 +91,7 @@ fn next_course(o: &Observed, standing: &Standing, now: Timestamp) -> Course {
     }
     match standing {
         Standing::Cancelling => next.reason = Some(Cause::Cancelling.as_str().to_owned()),
-        Standing::Unchanged { .. } => {}
+        Standing::Unchanged { .. } | Standing::Released { .. } => {}
         _ => {
             next.start_time.get_or_insert(Time(now));
         }
@@ -97,7 +99,9 @@ fn next_course(o: &Observed, standing: &Standing, now: Timestamp) -> Course {
     // A request for one more attempt is answered by leaving Error, or by failing again without having left it. Out of
     // Error there is nothing to ask for. One that came while an attempt was failing stands, and is answered next.
     let is_answered = match standing {
-        Standing::Unchanged { .. } | Standing::Cancelling => next.state != Some(Stage::Error),
+        Standing::Unchanged { .. } | Standing::Released { .. } | Standing::Cancelling => {
+            next.state != Some(Stage::Error)
+        }
         Standing::Failed { .. } => o.status.state == Some(Stage::Error),
         _ => true,
     };
@@ -118,6 +122,7 @@ fn next_course(o: &Observed, standing: &Standing, now: Timestamp) -> Course {
 fn apply(next: &mut Course, o: &Observed, standing: &Standing, now: Timestamp) {
     match standing {
         Standing::Unchanged { .. }
+        | Standing::Released { .. }
         | Standing::ExposingVolume { .. }
         | Standing::StartingWorker { .. }
         | Standing::Cancelling

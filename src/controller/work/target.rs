@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
+use tokio::time::Instant;
 
 use super::observe::{Refusal, Seen, Target, TargetSeen};
 use crate::{
     api::{Cause, ClusterBackupTarget, TargetKind, common::ChosenTarget, target::NamespacesFrom},
     controller::{
-        context::{ApiError, Context, bounded},
+        context::{ApiError, Context, LABELS_AGE_MAX, bounded},
         target::resolve_cached,
     },
 };
@@ -88,14 +89,25 @@ fn default_target(kind: &str, context: &Context) -> Result<Arc<ClusterBackupTarg
 async fn may_use(target: &ClusterBackupTarget, namespace: &str, context: &Context) -> Result<Allowed, ApiError> {
     let mut labels = BTreeMap::new();
     if target.spec.allowed_namespaces.from == NamespacesFrom::Selector {
-        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(context.client.clone());
-        labels = bounded(namespaces.get(namespace)).await?.metadata.labels.unwrap_or_default();
+        labels = labels_of(namespace, context).await?;
     }
     Ok(match target.spec.allows(namespace, &labels) {
         Ok(true) => Allowed::Yes,
         Ok(false) => Allowed::No,
         Err(problem) => Allowed::Unclear(problem.to_string()),
     })
+}
+
+/// As they were a few seconds ago at most.
+async fn labels_of(namespace: &str, context: &Context) -> Result<BTreeMap<String, String>, ApiError> {
+    let known = context.memory().labels.get(namespace).cloned();
+    if let Some((_, labels)) = known.filter(|(at, _)| at.elapsed() < LABELS_AGE_MAX) {
+        return Ok(labels);
+    }
+    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(context.client.clone());
+    let labels = bounded(namespaces.get(namespace)).await?.metadata.labels.unwrap_or_default();
+    context.memory().labels.insert(namespace.to_owned(), (Instant::now(), labels.clone()));
+    Ok(labels)
 }
 
 enum Allowed {
