@@ -117,6 +117,15 @@ impl World {
         })
         .await;
         worker.signal(Signal::STOP);
+        // A busy machine delivers it to one thread while another still runs.
+        eventually("every thread is stopped", Duration::from_secs(60), || async {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", worker.pid())).map_err(|e| e.to_string())?;
+            let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status"));
+            let statuses: Vec<String> = tasks.flatten().filter_map(|task| status(task).ok()).collect();
+            let is_stopped = statuses.iter().all(|s| s.contains("State:\tT")) && !statuses.is_empty();
+            is_stopped.then_some(()).ok_or_else(|| statuses.concat())
+        })
+        .await;
     }
 
     /// Every record of the volume with its bytes.
