@@ -12,7 +12,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -233,9 +233,10 @@ fn run_within(blocks: u64, limit: u64, patience: Duration) {
     command.env("TIDEMARK_SCALE", folder.path()).env("TIDEMARK_SCALE_DEVICE", &device.0).stdin(Stdio::null());
     command.env("TIDEMARK_SCALE_BLOCKS", blocks.to_string()).env("TMPDIR", folder.path()).env("RUST_BACKTRACE", "0");
     let mut process = Process::start("attempts at scale", command, &folder.path().join("log"));
-    let (mut anonymous, began) = (0, Instant::now());
+    let (mut anonymous, mut on_disk, began) = (0, 0, Instant::now());
     let status = loop {
         anonymous = anonymous.max(anonymous_bytes(process.pid()));
+        on_disk = on_disk.max(scratch_bytes(process.pid(), folder.path()));
         if let Some(status) = process.ended() {
             break status;
         }
@@ -247,10 +248,12 @@ fn run_within(blocks: u64, limit: u64, patience: Duration) {
     assert!(status.success(), "{status}, {} MiB anonymous at most: {}", anonymous >> 20, process.tail());
     print!("{}", process.output());
     println!(
-        "{blocks} blocks within {} MiB: {} MiB anonymous at most, {} MiB with page cache, {failed} reclaims, {:.1?}",
+        "{blocks} blocks within {} MiB: {} MiB anonymous at most, {} MiB with page cache, {} MiB of scratch files (the \
+         store's copy of journal and record included), {failed} reclaims, {:.1?}",
         limit >> 20,
         anonymous >> 20,
         peak >> 20,
+        on_disk >> 20,
         began.elapsed()
     );
     assert!(anonymous > 1 << 20 && anonymous <= limit, "{anonymous} bytes");
@@ -260,6 +263,14 @@ fn anonymous_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
+}
+
+/// Bytes of the files without a name that a process has open below a folder.
+fn scratch_bytes(pid: u32, folder: &Path) -> u64 {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let files = files.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(folder)));
+    let sizes = files.filter_map(|fd| std::fs::metadata(fd.path()).ok()).map(|file| (file.ino(), file.blocks() * 512));
+    sizes.collect::<BTreeMap<_, _>>().values().sum()
 }
 
 /// A table of the blocks in memory would be 15 MB at least, the record 44 MB, the names' text 26 MB.
