@@ -181,10 +181,8 @@ impl Guard {
         self.check_lease()?;
         let key = self.holder().layout.block(&name);
         let stored = u32::try_from(object.len()).expect("an object is at most a block and its frame");
-        let sent = self.client().put(&key, Body::Bytes(object), PutCondition::Always).await;
-        // First: a process that was stopped wakes up to a request without an answer, and that is not what went wrong.
+        self.client().put(&key, Body::Bytes(object), PutCondition::Always).await?;
         self.check_lease()?;
-        sent?;
         Ok(Receipt::new(name, stored))
     }
 

@@ -181,8 +181,7 @@ async fn put_record(guard: &Guard, key: &str, written: &Written) -> Result<(), S
         Ok(_) => Ok(()),
         // An earlier send of ours may have arrived: reading it back decides.
         Err(error) if error.kind == ErrorKind::Precondition => Ok(()),
-        // A process that was stopped wakes up to a request without an answer; what it lost is the guard.
-        Err(error) => guard.check_lease().and(Err(error)),
+        Err(error) => Err(error),
     }
 }
 
