@@ -93,6 +93,12 @@ pub fn block_of_key(key: &str) -> Option<BlockName> {
     (hex.get(..2) == Some(first) && hex.get(2..4) == Some(second)).then(|| hex.parse().ok())?
 }
 
+/// A block that was being written to a directory, by us or Longhorn, when its writer died: `<block>.blk.tmp.<digits>`.
+pub fn is_unfinished_block(key: &str) -> bool {
+    let Some((block, unique)) = key.rsplit_once(".tmp.") else { return false };
+    !unique.is_empty() && unique.bytes().all(|b| b.is_ascii_digit()) && block_of_key(block).is_some()
+}
+
 /// The backup a key of a `backups/` listing names.
 pub fn backup_of_key(key: &str) -> Option<BackupName> {
     let file = key.rsplit('/').next()?;
@@ -123,6 +129,11 @@ mod tests {
         assert_eq!(backup_of_key(&record).map(String::from), Some("backup-demo1".into()));
         assert_eq!(layout.tombstone("uid"), "backupstore/volumes/05/86/pvc-demo/tidemark/uid/deleted");
         assert_eq!(volume_of_key(&record).map(String::from), Some("pvc-demo".into()));
+        let unfinished = [format!("{key}.tmp.123"), format!("{key}.tmp.123.tmp.4")];
+        assert!(is_unfinished_block(&unfinished[0]));
+        for other in [&key, &unfinished[1], "x/blocks/a.tmp.123", &format!("{key}.tmp."), &format!("{key}.tmp.x1")] {
+            assert!(!is_unfinished_block(other), "{other}");
+        }
         let misplaced = key.replace("/83/53/", "/83/54/");
         for stray in ["x/blocks/a.tmp.123", "x/blocks/00/11/short.blk", "backups/other.cfg", &misplaced] {
             assert!(block_of_key(stray).is_none() && backup_of_key(stray).is_none(), "{stray}");

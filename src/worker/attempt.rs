@@ -82,6 +82,16 @@ impl AttemptError {
         }
     }
 
+    /// The store said nothing, or nothing that we understood.
+    fn is_unanswered(&self) -> bool {
+        match self {
+            AttemptError::Store(error) | AttemptError::Pipeline(PipelineError::Store(error)) => {
+                error.kind == ErrorKind::Unavailable
+            }
+            AttemptError::Source(_) | AttemptError::Pipeline(_) | AttemptError::Scratch(_) => false,
+        }
+    }
+
     fn object(&self) -> Option<String> {
         match self {
             AttemptError::Store(error) | AttemptError::Pipeline(PipelineError::Store(error)) => Some(error.key.clone()),
@@ -210,6 +220,9 @@ impl Worker<'_> {
                 Ok(Outcome::Completed { backup, adopted })
             }
             Err(error) => {
+                // A process that was stopped wakes up to a request without an answer: what went wrong is the guard.
+                let lost = guard.check_lease().err().filter(|_| error.is_unanswered());
+                let error = lost.map_or(error, AttemptError::from);
                 let _ = tokio::time::timeout(limits::ORDERLY_END, guard.release()).await;
                 Err(error)
             }

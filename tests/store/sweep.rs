@@ -331,6 +331,24 @@ fn tombstone_exists(store: &Path, uid: &str) -> bool {
 }
 
 #[tokio::test]
+async fn law_10_the_temporary_file_of_a_dead_writer_goes_after_a_day_and_nothing_else_that_is_no_block() {
+    let past = Past::of(1).await;
+    let (store, objects) = past.store();
+    let block = store.path().join(&blocks(&objects).await[0]);
+    let beside = |ending: &str| std::path::PathBuf::from(format!("{}{ending}", block.display()));
+    let (old, fresh, strange) = (beside(".tmp.1230"), beside(".tmp.1231"), beside(".tmp.mine"));
+    for (file, hours) in [(&old, 25), (&fresh, 23), (&strange, 1000)] {
+        std::fs::write(file, "half").expect("written");
+        let time = job::now() - jiff::SignedDuration::from_hours(hours);
+        std::fs::File::options().write(true).open(file).and_then(|f| f.set_modified(time.into())).expect("aged");
+    }
+    let swept = swept(objects.clone()).await.expect("swept");
+    assert_eq!((swept.unfinished_deleted, swept.unfinished_bytes, swept.blocks_deleted), (1, 4, 0), "{swept:?}");
+    assert_eq!([&old, &fresh, &strange].map(|file| file.exists()), [false, true, true]);
+    past.check(&objects, &[0], "its blocks stay").await;
+}
+
+#[tokio::test]
 async fn law_7_a_key_that_a_batch_could_not_delete_is_told_and_tried_again_next_time() {
     let past = Past::of(2).await;
     let (store, objects) = past.store();

@@ -1,6 +1,6 @@
 //! A record of four million blocks (8 TiB of 2 MiB), generated as it is asked for: verification and usage within 128 MiB.
 //!
-//! By hand, for it takes a minute or two: `cargo test --test store verify_scale -- --ignored --nocapture`.
+//! `make soak` runs it, for it takes a minute or two: `tools/soak.sh soak_four_million`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -163,8 +163,8 @@ fn peak_mib() -> u64 {
 }
 
 #[tokio::test]
-#[ignore = "by hand: a minute or two"]
-async fn law_9_four_million_blocks_are_verified_and_counted_within_128_mib() {
+#[ignore = "a minute or two: make soak"]
+async fn soak_four_million_blocks_are_verified_and_counted_within_128_mib() {
     let client = Client::new(Arc::new(Generated::new()), Duration::from_secs(60), Duration::from_secs(3600));
     let scratch = Scratch::new(&std::env::temp_dir());
     let before = peak_mib();

@@ -15,6 +15,8 @@ use tidemark::{
 };
 
 const BLOCK_BYTES: u64 = 2 << 20;
+/// Bytes of every object: a block that could not be compressed.
+pub const STORED: u32 = 2_097_171;
 const TAIL: &[u8] = b"],\"SingleFile\":{\"FilePath\":\"\"}}";
 
 /// A volume of which each record names `named` of `listed` blocks.
@@ -56,6 +58,16 @@ impl Endless {
         Arc::new(Self { layout, listed, named, records, modified })
     }
 
+    /// The `rank`-th key of the listing of blocks; `token` of a page is the rank it begins with.
+    pub fn key(&self, rank: u64) -> String {
+        self.layout.block(&self.name(rank))
+    }
+
+    /// What every record calls the `ordinal`-th block of the volume.
+    pub fn named(&self, ordinal: u64) -> BlockName {
+        self.name(ordinal.wrapping_mul(1_000_003) % self.named)
+    }
+
     fn name(&self, rank: u64) -> BlockName {
         let mut name = [0x5a; 32];
         name[..8].copy_from_slice(&(rank * (u64::MAX / self.listed)).to_be_bytes());
@@ -64,8 +76,7 @@ impl Endless {
 
     /// The `ordinal`-th entry of a record with its comma: names are spread over the listing.
     fn entry(&self, ordinal: u64) -> Vec<u8> {
-        let rank = ordinal.wrapping_mul(1_000_003) % self.named;
-        let entry = BlockEntry { offset: ordinal * BLOCK_BYTES, block_checksum: self.name(rank) };
+        let entry = BlockEntry { offset: ordinal * BLOCK_BYTES, block_checksum: self.named(ordinal) };
         let mut text = serde_json::to_vec(&entry).expect("two fields");
         text.push(b',');
         text
@@ -127,8 +138,11 @@ impl Endless {
         }
         let start: u64 = token.map_or(0, |token| token.parse().expect("ours"));
         let end = (start + 1000).min(self.listed);
-        let entry =
-            |rank| Entry { key: self.layout.block(&self.name(rank)), meta: self.meta(2_097_171), is_archived: false };
+        let entry = |rank| Entry {
+            key: self.layout.block(&self.name(rank)),
+            meta: self.meta(u64::from(STORED)),
+            is_archived: false,
+        };
         Page { entries: (start..end).map(entry).collect(), next: (end < self.listed).then(|| end.to_string()) }
     }
 }

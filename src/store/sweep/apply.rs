@@ -52,6 +52,7 @@ pub(super) async fn apply(
         swept.count(&batch, &stay);
         progress.send_modify(|p| (p.blocks_deleted, p.bytes_deleted) = (swept.blocks_deleted, swept.bytes_deleted));
     }
+    delete_unfinished(deletion, plan, &mut swept).await?;
     let config = plan.config.as_ref().map(|config| {
         let left = swept.blocks_listed - swept.blocks_deleted;
         VolumeConfig { block_count: i64::try_from(left).unwrap_or(i64::MAX), ..without_gone(plan, config) }
@@ -61,6 +62,23 @@ pub(super) async fn apply(
         swept.config_not_written = Some(error.to_string());
     }
     Ok(swept)
+}
+
+/// No record can name a temporary file, so nothing need be looked at again; what stays is tried with the next sweep.
+async fn delete_unfinished(deletion: &Deletion, plan: &Plan, swept: &mut Swept) -> Result<(), StoreError> {
+    let unfinished = &plan.listed.unfinished;
+    if unfinished.is_empty() {
+        return Ok(());
+    }
+    deletion.check_lease()?;
+    let keys: Vec<String> = unfinished.iter().map(|(key, _)| key.clone()).collect();
+    let stay = deletion.delete(&keys).await?;
+    for (key, bytes) in unfinished.iter().filter(|(key, _)| stay.iter().all(|error| error.key != *key)) {
+        tracing::info!(%key, bytes, "Temporary file of a dead writer deleted");
+        swept.unfinished_deleted += 1;
+        swept.unfinished_bytes += bytes;
+    }
+    Ok(())
 }
 
 /// Before a record goes, `volume.cfg` stops naming it: Longhorn fails to back up a volume whose last record is not there.

@@ -9,7 +9,7 @@ use super::super::{
     client::Client,
     error::{ErrorKind, StoreError},
     janitor::is_past,
-    layout::{VolumeLayout, block_of_key},
+    layout::{VolumeLayout, block_of_key, is_unfinished_block},
     objects::Entry,
     scratch::{Bitmap, Placed, Scratch, SortedTable},
 };
@@ -27,6 +27,8 @@ pub(super) struct Listed {
     named: Bitmap,
     /// Objects below `blocks/` that are no blocks: they are left alone.
     pub(super) strays: u64,
+    /// Temporary files of writers that died: they go, a page of them with each sweep.
+    pub(super) unfinished: Vec<(String, u64)>,
 }
 
 /// Blocks to delete, counted.
@@ -48,7 +50,8 @@ impl Listed {
     ) -> Result<Self, StoreError> {
         let prefix = layout.blocks();
         let table = SortedTable::create(scratch).map_err(scratch_failed)?;
-        let mut listed = Self { table, young: Bitmap::new(0), named: Bitmap::new(0), strays: 0 };
+        let mut listed =
+            Self { table, young: Bitmap::new(0), named: Bitmap::new(0), strays: 0, unfinished: Vec::new() };
         let (mut token, mut last) = (None, String::new());
         loop {
             seen(listed.count())?;
@@ -74,7 +77,12 @@ impl Listed {
 
     fn add(&mut self, entry: &Entry, now: Timestamp) -> io::Result<()> {
         let Some(name) = block_of_key(&entry.key) else {
-            self.strays += 1;
+            let is_old = entry.meta.modified.is_some_and(|at| is_past(at, limits::UNFINISHED_TTL, now));
+            if is_old && is_unfinished_block(&entry.key) && self.unfinished.len() < limits::LIST_PAGE as usize {
+                self.unfinished.push((entry.key.clone(), entry.meta.size));
+            } else {
+                self.strays += 1;
+            }
             return Ok(());
         };
         let rank = u32::try_from(self.count()).map_err(|_| io::Error::other("more blocks than a u32 counts"))?;

@@ -84,6 +84,9 @@ pub struct Swept {
     pub blocks_listed: u64,
     pub blocks_deleted: u64,
     pub bytes_deleted: u64,
+    /// Temporary files of blocks whose writers died long ago that went, and their bytes.
+    pub unfinished_deleted: u64,
+    pub unfinished_bytes: u64,
     /// Named by no record, but too young: the next sweep.
     pub blocks_young: u64,
     /// Named by a record and not listed: a finding for `verify`.

@@ -78,6 +78,8 @@ pub struct Summary {
     pub block_missing_first: Option<String>,
     /// Objects below `blocks/` that are no blocks.
     pub strays: u64,
+    /// Temporary files of blocks whose writers died long ago: they go too.
+    pub unfinished: u64,
     pub blocks_to_delete: u64,
     pub bytes_to_delete: u64,
     pub clear: Vec<Clear>,
@@ -111,6 +113,7 @@ impl Plan {
             blocks_missing: self.missing,
             block_missing_first: self.missing_first.clone(),
             strays: self.listed.strays,
+            unfinished: self.listed.unfinished.len() as u64,
             blocks_to_delete: sum.blocks,
             bytes_to_delete: sum.bytes,
             clear: self.clearing.clear.clone(),

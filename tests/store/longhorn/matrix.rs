@@ -7,7 +7,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use crate::support::{
-    self, Block, Image, Longhorn, Place, S3Server, TempDir, Tidemark,
+    self, Block, Image, Longhorn, Place, S3Server, TempDir, Tidemark, Versitygw,
     image::difference_after_growth,
     longhorn::{Create, age, layout, url_of, walk},
 };
@@ -201,6 +201,27 @@ async fn matrix(method: &'static str) {
             }
         }
     }
+    join_all(chains).await;
+}
+
+/// Over an S3 server that neither side wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sides_take_turns_over_versitygw() {
+    let states_folder = support::scratch("states");
+    let image = |(i, blocks): (usize, Vec<Block>)| Image::of(&states_folder.path().join(i.to_string()), &blocks);
+    let images = Arc::new(states().into_iter().enumerate().map(image).collect::<Vec<_>>());
+    let chains = [("lz4", Side::Longhorn), ("gzip", Side::Ours), ("none", Side::Longhorn)].map(|(method, first)| {
+        let images = images.clone();
+        async move {
+            let server = Versitygw::start();
+            let (place, root) = (Place::S3(server.endpoint()), server.bucket().join("some/prefix"));
+            let name = format!("{method}, {first:?} first, versitygw");
+            let (ours, longhorn, folder) = (Tidemark::at(&place), Longhorn::here(), support::scratch("chain"));
+            let block_size = BlockSize::Mi2;
+            let chain = Chain { name, place, root, method, block_size, images, longhorn, ours, folder };
+            chain.run(first).await;
+        }
+    });
     join_all(chains).await;
 }
 

@@ -3,5 +3,6 @@
 
 mod beside;
 mod matrix;
+mod requests;
 mod stores;
 mod weaknesses;

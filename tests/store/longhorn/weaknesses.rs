@@ -179,7 +179,25 @@ async fn law_7_h4_locks_are_judged_by_the_servers_clock_whatever_ours_says() {
     }
 }
 
-/// Longhorn's refresher writes a warning into its log and its backup goes on: its clock is 150 s, so that is not run here.
+/// Longhorn's refresher writes a warning into its log and its backup goes on; beside it our deletion finds the lock dead. Its
+/// clock is 150 s.
+#[tokio::test]
+#[ignore = "four minutes, and only with Longhorn's library: make soak"]
+async fn soak_h5_longhorn_goes_on_without_its_lock() {
+    let Some(longhorn) = Longhorn::library("H5") else { return };
+    let world = World::of_text(5);
+    // Written, acquired, and from then on refused; one worker, and each block takes most of a minute.
+    world.server.fault(refuse(&[Kind::PutOther], "/locks/").after(2));
+    world.server.fault(Rule::new(Fault::Delay(Duration::from_secs(45))).on(Kind::PutBlock));
+    let create = Create { workers: 1, ..world.create("backup-l1") };
+    let began = Instant::now();
+    let said = longhorn.create(&world.place, &create).await;
+    let (took, refused) = (began.elapsed(), world.server.requests());
+    let refused = refused.iter().filter(|r| r.key.contains("/locks/") && r.status == Some(403)).count();
+    assert!(said.ok && took > Duration::from_secs(200) && refused >= 2, "{took:?}, {refused} refused: {said:?}");
+    println!("H5: Longhorn completed after {took:.0?}; {refused} refreshes of its lock were refused");
+}
+
 #[tokio::test]
 async fn law_7_h5_a_lock_that_cannot_be_refreshed_ends_the_attempt_before_a_record() {
     let folder = support::scratch("refresh");
@@ -229,6 +247,11 @@ async fn law_1_h6_an_object_too_short_for_a_block_is_no_block() {
     let restored = world.restore(&backup_of(&third)).await;
     let block = world.block(2).file_name().expect("a name").to_string_lossy().into_owned();
     assert!(restored.code == 65 && restored.stderr.contains(&block), "{restored:#?}");
+    if let Some(longhorn) = Longhorn::library("H6") {
+        longhorn.create(&world.place, &world.create("backup-l2")).await.done("create");
+        let restored = world.restore("backup-l2").await;
+        assert_eq!(restored.code, 65, "Longhorn's complete backup has half a block: {restored:#?}");
+    }
     world.restores(&backup_of(&world.backup(&["--mode", "full"]).await)).await;
     world.restores(&backup_of(&third)).await;
 }

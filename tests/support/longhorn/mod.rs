@@ -213,6 +213,14 @@ impl Longhorn {
         run(program, place, &["restore", "-url", &url, "-out", &out]).await
     }
 
+    /// What changed from one backup to the other, into a new file: what Longhorn lays on top of the earlier state. Only the
+    /// library knows how.
+    pub async fn restore_onto(&self, place: &Place, volume: &str, backups: (&str, &str), out: &Path) -> Said {
+        let program = self.library.as_ref().expect("asked for by `Longhorn::library`");
+        let (url, out) = (url_of(&place.longhorn(), volume, backups.1), out.display().to_string());
+        run(program, place, &["restore", "-url", &url, "-out", &out, "-last", backups.0]).await
+    }
+
     /// Names of the volume's backups, and no complaint about any of them.
     pub async fn list(&self, place: &Place, volume: &str) -> Result<Vec<String>, String> {
         let Some(program) = &self.library else { return model::list(place, volume).await };
