@@ -21,7 +21,7 @@ use tidemark::{
         drivers::ExposureSettings,
         expose::{Decision, Standing, expose},
         exposed_name,
-        objects::{VolumeSnapshot, VolumeSnapshotContent},
+        objects::{DeletionPolicy, VolumeSnapshot, VolumeSnapshotContent},
         observe::{ObserveError, observe, owners, remains},
         remove::{Extent, Removal, remove},
     },
@@ -225,6 +225,29 @@ async fn law_6_a_crash_after_any_step_leaves_nothing_that_is_not_found_again() {
             }
         }
     }
+}
+
+/// The snapshot-controller makes a content from what it saw a moment ago: our snapshot may be gone by then, and with a class
+/// of policy Retain nobody else deletes it. One that points to a user's snapshot of the same name is the user's.
+#[tokio::test(flavor = "multi_thread")]
+async fn law_10_a_content_that_was_made_too_late_is_found_and_a_users_stays() {
+    let world = World::new().await;
+    world.storage.claim("shop", "pg", "retain", "Block").await;
+    let mine = "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: tm-u2, namespace: shop}\nspec: {source: {persistentVolumeClaimName: pg}, volumeSnapshotClassName: retain}\n";
+    world.plane.apply(mine).await;
+    for (name, owner) in [("late", "u1"), ("second", "u2")] {
+        world.plane.apply(&format!("apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotContent\nmetadata: {{name: {name}}}\nspec: {{deletionPolicy: Retain, driver: {DRIVER}, source: {{volumeHandle: v}}, volumeSnapshotRef: {{name: tm-{owner}, namespace: shop, uid: {owner}}}}}\n")).await;
+    }
+    let found = owners(&world.client, OPERATOR).await.expect("listed");
+    assert!(found.contains(&("u1".to_owned(), "shop".to_owned())), "{found:?}");
+    for owner in ["u1", "u2"] {
+        world.removed(&wish(owner, "pg", "retain"), Extent::Everything).await;
+    }
+    let contents: Api<VolumeSnapshotContent> = Api::all(world.client.clone());
+    let late = contents.get_opt("late").await.expect("read");
+    assert!(late.is_none_or(|c| c.metadata.deletion_timestamp.is_some()), "nobody else deletes it");
+    let second = contents.get("second").await.expect("there").spec.deletion_policy;
+    assert_eq!(second, DeletionPolicy::Retain, "a user's snapshot keeps what it has");
 }
 
 /// The user's own snapshot, of their own namespace only, is read and left as it was.

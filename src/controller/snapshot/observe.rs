@@ -140,16 +140,38 @@ pub async fn remains(
     let mut exposed = exposed_of(client, owner, operator_namespace).await?;
     exposed.volumes = volumes_of(client, operator_namespace, &exposed_name(owner)).await?;
     let taken: Option<VolumeSnapshot> = found(&Api::namespaced(client.clone(), namespace), &taken_name(owner)).await?;
-    let contents: Api<VolumeSnapshotContent> = Api::all(client.clone());
-    let labelled = ListParams::default().labels(&format!("{SELECTOR},{OWNER}={owner}"));
-    let mut found_contents = listed(contents.list(&labelled)).await?;
-    if let Some(name) = taken.as_ref().and_then(VolumeSnapshot::content_name)
-        && !found_contents.iter().any(|c| c.name_any() == name)
-    {
-        found_contents.extend(found(&contents, name).await?);
+    let contents = contents_of(client, owner, namespace, taken.as_ref()).await?;
+    Ok(Remains { exposed, taken, contents })
+}
+
+/// The contents of the snapshot that we took. The snapshot-controller makes one at its leisure: a snapshot that is deleted
+/// before it was bound may get one all the same, unmarked and, with a class of policy Retain, for ever. Such a one is
+/// known by the controller's name for it while the snapshot is there, and by what it points to afterwards.
+async fn contents_of(
+    client: &Client,
+    owner: &str,
+    namespace: &str,
+    taken: Option<&VolumeSnapshot>,
+) -> Result<Vec<VolumeSnapshotContent>, ObserveError> {
+    let api: Api<VolumeSnapshotContent> = Api::all(client.clone());
+    let Some(snapshot) = taken else {
+        let mut contents = listed(api.list(&ListParams::default())).await?;
+        contents.retain(|c| {
+            let of = &c.spec.volume_snapshot_ref;
+            let is_marked = c.labels().get(OWNER).is_some_and(|o| o == owner);
+            c.name_any() != exposed_name(owner)
+                && (is_marked || (of.name == taken_name(owner) && of.namespace == namespace))
+        });
+        return Ok(contents);
+    };
+    let mut contents = listed(api.list(&ListParams::default().labels(&format!("{SELECTOR},{OWNER}={owner}")))).await?;
+    let bound = snapshot.content_name().map(str::to_owned);
+    let name = bound.unwrap_or_else(|| format!("snapcontent-{}", snapshot.uid().unwrap_or_default()));
+    if !contents.iter().any(|c| c.name_any() == name) {
+        contents.extend(found(&api, &name).await?);
     }
-    found_contents.retain(|c| c.name_any() != exposed_name(owner));
-    Ok(Remains { exposed, taken, contents: found_contents })
+    contents.retain(|c| c.name_any() != exposed_name(owner));
+    Ok(contents)
 }
 
 /// Uids of the owners of everything that is there: objects whose Backup is no more are found by this.
@@ -167,8 +189,16 @@ pub async fn owners(client: &Client, operator_namespace: &str) -> Result<Vec<(St
     for snapshot in listed(snapshots.list(&wanted)).await? {
         note(&snapshot.metadata, &snapshot.namespace().unwrap_or_default());
     }
-    for content in listed(contents.list(&wanted)).await? {
-        note(&content.metadata, &content.spec.volume_snapshot_ref.namespace);
+    // Unmarked ones too: see `contents_of`.
+    let mut unmarked = Vec::new();
+    for content in listed(contents.list(&ListParams::default())).await? {
+        let of = &content.spec.volume_snapshot_ref;
+        match of.name.strip_prefix(taken_name("").as_str()) {
+            Some(owner) if !content.labels().contains_key(OWNER) => {
+                unmarked.push((owner.to_owned(), of.namespace.clone()))
+            }
+            _ => note(&content.metadata, &of.namespace),
+        }
     }
     for claim in listed(claims.list(&wanted)).await? {
         note(&claim.metadata, operator_namespace);
@@ -176,6 +206,7 @@ pub async fn owners(client: &Client, operator_namespace: &str) -> Result<Vec<(St
     for volume in listed(volumes.list(&wanted)).await? {
         note(&volume.metadata, operator_namespace);
     }
+    owners.extend(unmarked);
     owners.sort();
     owners.dedup();
     Ok(owners)

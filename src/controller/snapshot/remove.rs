@@ -17,6 +17,7 @@ use super::{
     expose::is_owned,
     objects::{DeletionPolicy, is_ours},
     observe::Remains,
+    taken_name,
 };
 
 /// How much is to go.
@@ -68,9 +69,13 @@ pub fn remove(remains: &Remains, owner: &str, extent: Extent) -> Removal {
 
 fn release(remains: &Remains, owner: &str) -> Removal {
     let taken = remains.taken.as_ref().filter(|s| is_ours(&s.metadata, owner));
-    // Of our snapshot, whether or not we came to mark it; a marked one counts also without its snapshot.
+    // Of our snapshot, whether or not we came to mark it and whether or not it is still there; but a snapshot of that name
+    // that is not ours keeps its own.
+    let is_orphan = |c: &super::objects::VolumeSnapshotContent| {
+        remains.taken.is_none() && c.spec.volume_snapshot_ref.name == taken_name(owner)
+    };
     let is_its = |c: &&super::objects::VolumeSnapshotContent| {
-        is_ours(&c.metadata, owner) || taken.is_some_and(|snapshot| c.is_of(snapshot))
+        is_ours(&c.metadata, owner) || taken.is_some_and(|snapshot| c.is_of(snapshot)) || is_orphan(c)
     };
     let contents: Vec<_> = remains.contents.iter().filter(is_its).collect();
     let kept = |c: &&&super::objects::VolumeSnapshotContent| {
