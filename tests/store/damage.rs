@@ -5,6 +5,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::support::{self, Block, Image, S3Server, decorators::Fate, decorators::Judged, image::difference, job};
+use futures::{StreamExt, stream};
 use tidemark::{
     model::{AttemptId, BackupName, BlockName, JobSpec, VolumeName, job::Mode},
     restore::{self, Locking, RestoreJob, RestoreProgress},
@@ -233,8 +234,8 @@ impl World<'_> {
     }
 
     async fn restore_with(&self, uid: &str, n: u64, locking: Locking) -> Result<(), String> {
-        let out = self.template.folder.path().join("restored");
-        let _ = std::fs::remove_file(&out);
+        let folder = support::scratch("damage-restored");
+        let out = folder.path().join("restored");
         let record = RecordId { volume: volume(), backup: BackupName::of_attempt(uid, &attempt(n)) };
         let job = RestoreJob { locking, ..RestoreJob::new(self.client(), record, out.clone(), attempt(60 + n)) };
         let (progress, _) = watch::channel(RestoreProgress::default());
@@ -351,32 +352,27 @@ async fn check_next(world: &World<'_>, (object, damage, next): (Object, Damage, 
     }
 }
 
+/// Every damage, each to a copy of the template's store; some at once, for a backup waits most of its time.
+async fn check_all<P>(place: impl Fn() -> P, objects: impl Fn(&P) -> (PathBuf, Arc<dyn Objects>)) {
+    let template = Template::new().await;
+    let cells = OBJECTS.into_iter().flat_map(|object| DAMAGES.into_iter().map(move |damage| (object, damage)));
+    let check_one = async |(object, damage)| {
+        let place = place();
+        let (root, objects) = objects(&place);
+        support::copy_folder(&template.store(), &root);
+        check(&World { template: &template, root, objects }, object, damage).await;
+    };
+    stream::iter(cells).for_each_concurrent(4, check_one).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn law_7_every_damage_in_a_directory_is_named_and_nothing_is_built_on_it() {
-    let template = Template::new().await;
-    for object in OBJECTS {
-        for damage in DAMAGES {
-            let store = support::scratch("damaged");
-            support::copy_folder(&template.store(), store.path());
-            let objects = job::directory(store.path());
-            check(&World { template: &template, root: store.path().to_owned(), objects }, object, damage).await;
-        }
-    }
+    check_all(|| support::scratch("damaged"), |store| (store.path().to_owned(), job::directory(store.path()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn law_7_every_damage_behind_s3_is_named_and_nothing_is_built_on_it() {
-    let template = Template::new().await;
-    let server = S3Server::start();
-    let objects = job::s3(&server);
-    let root = server.bucket("backups").join("some/prefix");
-    for object in OBJECTS {
-        for damage in DAMAGES {
-            let _ = std::fs::remove_dir_all(&root);
-            support::copy_folder(&template.store(), &root);
-            check(&World { template: &template, root: root.clone(), objects: objects.clone() }, object, damage).await;
-        }
-    }
+    check_all(S3Server::start, |server| (server.bucket("backups").join("some/prefix"), job::s3(server))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

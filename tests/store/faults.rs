@@ -136,7 +136,7 @@ async fn law_5_a_key_revoked_in_mid_upload_shows_within_five_seconds() {
 
 #[tokio::test]
 async fn passing_faults_are_healed_within_the_attempt() {
-    for (what, rule) in [
+    let cases = [
         ("reset", Rule::new(Fault::ResetBefore).on(Kind::PutBlock).after(2).times(3)),
         ("500", Rule::new(Fault::internal_error()).after(6).times(5)),
         ("throttled", Rule::new(Fault::slow_down()).on(Kind::PutBlock).after(1).times(4)),
@@ -149,7 +149,9 @@ async fn passing_faults_are_healed_within_the_attempt() {
         ("token lost", Rule::new(Fault::LoseToken).on(Kind::List).times(1)),
         ("GET cut", Rule::new(Fault::BodyCut).on(Kind::Get).times(2)),
         ("slow", Rule::new(Fault::Delay(Duration::from_millis(150)))),
-    ] {
+    ];
+    // They wait most of the time: for a second try, for a lock's age.
+    let tried = cases.into_iter().map(|(what, rule)| async move {
         let server = S3Server::start();
         let objects = job::s3(&server);
         let folder = support::scratch("passing");
@@ -160,7 +162,8 @@ async fn passing_faults_are_healed_within_the_attempt() {
         assert_eq!(ran.last.backup().acknowledged_blocks, BLOCKS as u64, "{what}");
         server.heal();
         assert_eq!(job::compare(&objects, "pvc-test", &ran.record(), image.path()).await, None, "{what}");
-    }
+    });
+    futures::future::join_all(tried).await;
 }
 
 #[tokio::test]
