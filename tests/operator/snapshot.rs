@@ -227,6 +227,37 @@ async fn law_6_a_crash_after_any_step_leaves_nothing_that_is_not_found_again() {
     }
 }
 
+/// The backoff may be over before the removal is: what an earlier attempt exposed is then half there.
+#[tokio::test(flavor = "multi_thread")]
+async fn law_6_the_next_attempt_exposes_again_after_any_step_of_the_removal() {
+    let world = World::new().await;
+    for steps in 1.. {
+        let owner = format!("00000000-half-{steps}");
+        world.storage.claim("shop", &owner, "delete", "Block").await;
+        let mut wish = wish(&owner, &owner, "delete");
+        world.exposed(&mut wish).await;
+        let (mut done, mut is_removed) = (0, false);
+        while done < steps && !is_removed {
+            let remains = remains(&world.client, &owner, "shop", OPERATOR).await.expect("read");
+            match remove(&remains, &owner, Extent::Exposure) {
+                Removal::Done => is_removed = true,
+                Removal::Waiting(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Removal::Step(step) => {
+                    act(&world.client, &owner, OPERATOR, &step).await.expect("acted");
+                    done += 1;
+                }
+            }
+        }
+        world.exposed(&mut wish).await;
+        world.removed(&wish, Extent::Everything).await;
+        world.nothing_is_left().await;
+        if is_removed {
+            assert!(steps > 3, "claim, snapshot and content were removed, and {done} steps done");
+            break;
+        }
+    }
+}
+
 /// The snapshot-controller makes a content from what it saw a moment ago: our snapshot may be gone by then, and with a class
 /// of policy Retain nobody else deletes it. One that points to a user's snapshot of the same name is the user's.
 #[tokio::test(flavor = "multi_thread")]

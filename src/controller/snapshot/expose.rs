@@ -298,6 +298,11 @@ fn exposing(wish: &Wish, o: &Observed, settings: &ExposureSettings, taken: Box<T
     }
     // The claim first of all: a mistake in its class is found before anything is made.
     let class = storage_class(o, &taken.driver, settings)?;
+    // An earlier attempt's, of whose removal only the first half was done: the new snapshot would be bound to it for ever.
+    let is_of_it = |c: &&VolumeSnapshotContent| exposed.snapshot.as_ref().is_some_and(|s| c.is_of(s));
+    if let Some(old) = exposed.content.as_ref().filter(|c| !is_of_it(c)) {
+        return step(Step::DeleteContent(Object::of(old)), "what an earlier attempt exposed is still being removed");
+    }
     let Some(snapshot) = &exposed.snapshot else {
         let made = exposed_snapshot(wish, content);
         return step(Step::CreateSnapshot(Box::new(made)), "its counterpart is made in the operator's namespace");
@@ -309,7 +314,7 @@ fn exposing(wish: &Wish, o: &Observed, settings: &ExposureSettings, taken: Box<T
     if own.handle() != Some(&taken.handle) {
         return Err(lost(&name, "it exposes another point in time"));
     }
-    if !snapshot.is_ready() || !own.is_of(snapshot) {
+    if !snapshot.is_ready() {
         let said = snapshot.error().map(|e| format!("; its driver says: {e}")).unwrap_or_default();
         return step(
             Step::Nothing,
