@@ -1,7 +1,7 @@
 # What a person does with this checkout. `make` alone explains.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench fmt lint generate audit clean-parts e2e-up e2e-down e2e-node-test e2e-image
+.PHONY: help demo test soak bench fmt lint generate audit clean-parts e2e e2e-up e2e-down e2e-node-test e2e-image
 
 help: ## This text
 	@echo "Tidemark backs up Kubernetes volumes block by block to S3, with a progress that cannot lie."
@@ -37,6 +37,9 @@ bench: ## Speed and memory beside others, on this machine (release build, 8 GiB 
 audit: ## Licences, advisories and duplicates of the dependencies, by cargo-deny (needs the network)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	cargo deny check
+
+e2e: ## A backup on a real cluster, by the chart, with the network cut (root; Linux). ARGS="--debug quickstart"
+	@tools/e2e/run.sh $(ARGS)
 
 e2e-up: ## Starts a real single-node Kubernetes with CSI snapshots and leaves it running (root; Linux)
 	@tools/e2e/up.sh

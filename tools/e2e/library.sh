@@ -1,0 +1,286 @@
+# shellcheck shell=bash
+# What the scenarios are told with. Sourced by run.sh, and by each scenario, which runs as a process of its own.
+#
+# The law is looked at all the time: `backup` starts a watch of the Backup's status, which prints every change and compares
+# it with the bucket: the status is read first and the objects are counted after, so acknowledged <= objects must hold.
+
+# shellcheck source=tools/e2e/env.sh
+. tools/e2e/env.sh
+SYSTEM=tidemark-system
+STORE=$HOST_IP:9000
+STORE_KEYS=(e2e-writer e2e-secret-of-the-writer)
+export WORK=${WORK:-$(mktemp -d "${TMPDIR:-/tmp}/tidemark-e2e.XXXXXX")}
+BUCKET=$WORK/store/objects/backups
+NS=${NS:-}
+export KUBECONFIG=$RUN/kubeconfig
+[ -z "${TIDEMARK_E2E_PARTS:-}" ] || export PATH=$TIDEMARK_E2E_PARTS/bin:$PATH
+export AWS_ACCESS_KEY_ID=${STORE_KEYS[0]} AWS_SECRET_ACCESS_KEY=${STORE_KEYS[1]}
+
+# --- Telling and waiting
+
+tell() { printf '  %5.1f s  %s\n' "$((($(milliseconds) - BEGAN) / 100))e-1" "$*"; }
+milliseconds() { echo $(($(date +%s%N) / 1000000)); }
+BEGAN=$(milliseconds)
+fail() { tell "WRONG: $*"; exit 1; }
+
+# within SECONDS WHAT COMMAND…: until the command succeeds
+within() {
+    local end=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >>"$WORK/log" 2>&1; do
+        [ $SECONDS -lt $end ] || fail "waited in vain for: $what"
+        sleep 0.2
+    done
+}
+
+# --- The S3 server of this host, with a directory behind it
+
+start_store() { # PROGRAM
+    ! (exec 3<>"/dev/tcp/${STORE%:*}/${STORE#*:}") 2>/dev/null || die "Somebody listens on $STORE already: a former run with --keep?"
+    mkdir -p "$WORK"/store/{objects/backups,metadata,accounts}
+    # 9: the node's lock is not for those who live on.
+    (cd "$WORK/store" && exec "$1" --port "$STORE" --access "${STORE_KEYS[0]}" --secret "${STORE_KEYS[1]}" --keep-alive --quiet \
+        --access-log "$WORK/store/requests" --iam-dir "$WORK/store/accounts" posix --sidecar "$WORK/store/metadata" "$WORK/store/objects") \
+        >>"$WORK/log" 2>&1 9>&- &
+    echo $! >"$WORK/store.pid"
+    local end=$((SECONDS + 30))
+    until (exec 3<>"/dev/tcp/${STORE%:*}/${STORE#*:}") 2>/dev/null; do
+        [ $SECONDS -lt $end ] || die "versitygw does not listen on $STORE: $(tail -n 3 "$WORK/log")"
+        sleep 0.1
+    done
+}
+
+blocks_of() { { find "$BUCKET"/backupstore/volumes/*/*/"$1"/blocks -name '*.blk' 2>/dev/null || true; } | wc -l; }
+# The blocks of a volume that the store acknowledged, one line for each PUT: by its own log.
+puts() { # VOLUME
+    awk -v volume="/$1/blocks/" '/ s3_PutObject / && / 200 / { for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i }' "$WORK/store/requests"
+}
+
+# --- The operator, by its chart
+
+install() { # VALUES…
+    kubectl create namespace "$SYSTEM" --dry-run=client -o yaml | kubectl apply -f - &&
+        kubectl -n "$SYSTEM" create secret generic s3-primary --from-literal="AWS_ACCESS_KEY_ID=${STORE_KEYS[0]}" \
+            --from-literal="AWS_SECRET_ACCESS_KEY=${STORE_KEYS[1]}" --dry-run=client -o yaml | kubectl apply -f - &&
+        helm_to upgrade --install tidemark charts/tidemark --namespace "$SYSTEM" --wait --timeout 90s "$@" &&
+        target s3-primary | kubectl apply -f - &&
+        kubectl wait --for=condition=Ready --timeout=60s clusterbackuptarget/s3-primary
+}
+helm_to() {
+    HELM_CACHE_HOME=$WORK/helm HELM_CONFIG_HOME=$WORK/helm HELM_DATA_HOME=$WORK/helm helm "$@" \
+        --set image.repository=tidemark.local/tidemark --set image.tag="${IMAGE_TAG:-dev}" --set image.pullPolicy=Never
+}
+uninstall() {
+    kubectl delete clusterbackuptarget s3-primary --wait --timeout=60s
+    HELM_CACHE_HOME=$WORK/helm HELM_CONFIG_HOME=$WORK/helm HELM_DATA_HOME=$WORK/helm \
+        helm uninstall tidemark --namespace "$SYSTEM" --wait --timeout 60s
+    kubectl delete crd -l app.kubernetes.io/part-of=tidemark --wait --timeout=60s
+    kubectl delete namespace "$SYSTEM" --wait --timeout=60s
+}
+target() { # NAME
+    cat <<YAML
+apiVersion: tidemark.dev/v1alpha1
+kind: ClusterBackupTarget
+metadata: {name: $1}
+spec:
+  s3: {endpoint: "http://$STORE", bucket: backups, region: us-east-1}
+  credentials: {secretName: s3-primary}
+  allowedNamespaces: {from: All}
+  default: true
+YAML
+}
+# --- Volumes and Backups of the scenario's namespace
+
+claim() { # NAME MIB MODE [CLASS]
+    cat <<YAML
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: $1, namespace: $NS}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: ${4:-file}
+  volumeMode: $3
+  resources: {requests: {storage: $2Mi}}
+YAML
+}
+pod_with() { # NAME CLAIM MODE SCRIPT
+    local use='volumeDevices: [{name: data, devicePath: /dev/data}]'
+    [ "$3" = Block ] || use='volumeMounts: [{name: data, mountPath: /data}]'
+    cat <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1, namespace: $NS}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: $BUSYBOX
+    imagePullPolicy: Never
+    command: [sh, -ec, "$4"]
+    $use
+  volumes: [{name: data, persistentVolumeClaim: {claimName: $2}}]
+YAML
+}
+# A block volume of random bytes: MIB of it written, in blocks of which none is like another.
+random_volume() { # NAME MIB
+    claim "$1" "$2" Block | kubectl apply -f - >>"$WORK/log"
+    pod_with "write-$1" "$1" Block "dd if=/dev/urandom of=/dev/data bs=1M count=$2 conv=fsync,notrunc" | kubectl apply -f - >>"$WORK/log"
+    kubectl -n "$NS" wait --for=jsonpath='{.status.phase}=Succeeded' --timeout=60s "pod/write-$1" >>"$WORK/log"
+    kubectl -n "$NS" delete pod "write-$1" --wait >>"$WORK/log"
+}
+
+# A Backup of a claim, and the watch of it. Lines of YAML for its spec may follow.
+backup() { # NAME CLAIM [LINE…]
+    local name=$1 claim=$2
+    shift 2
+    { cat <<YAML
+apiVersion: tidemark.dev/v1alpha1
+kind: Backup
+metadata: {name: $name, namespace: $NS}
+spec:
+  source: {persistentVolumeClaim: {name: $claim}}
+YAML
+        printf '  %s\n' "$@"; } | kubectl apply -f - >>"$WORK/log"
+    watch_backup "$name" &
+}
+# Enough time to get hold of it, and short deadlines: 8 blocks a second, 5 s until a stall, a retry after 2 s.
+SLOW=('upload: {maxBytesPerSecond: 8Mi}' 'deadlines: {stall: 5s}' 'retry: {backoff: 2s, maxBackoff: 4s}')
+
+field() { kubectl -n "$NS" get tmb "$1" -o "jsonpath={$2}" 2>>"$WORK/log"; }
+is() { [ "$(field "$1" .status.state)" = "$2" ]; }
+acknowledged_at_least() { [ "$(field "$1" .status.progress.acknowledgedBlocks || echo 0)" -ge "$2" ] 2>/dev/null; }
+attempt_is_at_least() { [ "$(field "$1" .status.attempt.number || echo 0)" -ge "$2" ] 2>/dev/null; }
+failed_in_attempt() { is "$1" Error && [ "$(field "$1" .status.failure.attempt)" -ge "$2" ]; }
+uploading() { within "${2:-60}" "$1 with blocks acknowledged" acknowledged_at_least "$1" "${3:-4}"; }
+completed() { within "${2:-120}" "$1 Completed" is "$1" Completed; }
+
+# Every change of status, with what the bucket held right after it was read. Two things must never be seen: more blocks
+# acknowledged than there are, and a count that falls within an attempt. An API server that is away says nothing wrong.
+watch_backup() { # NAME
+    local columns='{.status.state}|{.status.reason}|{.status.attempt.number}|{.status.progress.acknowledgedBlocks}|{.status.progress.totalBlocks}|{.status.store.volume}{"\n"}'
+    local state reason attempt acknowledged total volume objects line told='' before=0 of='' pipe=$WORK/$NS.watch-$1
+    mkfifo "$pipe"
+    trap 'kill $watching 2>/dev/null; exit 0' TERM
+    while :; do
+        kubectl -n "$NS" get tmb "$1" --watch -o "jsonpath=$columns" >"$pipe" 2>/dev/null &
+        watching=$!
+        while IFS='|' read -r state reason attempt acknowledged total volume; do
+            acknowledged=${acknowledged:-0}
+            objects=0
+            [ -z "$volume" ] || objects=$(blocks_of "$volume")
+            echo "$1 $state $reason $attempt $acknowledged $objects" >>"$WORK/$NS.samples"
+            [ "$attempt" = "$of" ] || before=0 of=$attempt
+            if [ "$acknowledged" -gt "$objects" ]; then echo "$1: $acknowledged acknowledged, $objects in the bucket" >>"$WORK/$NS.broken"; fi
+            if [ "$acknowledged" -lt "$before" ]; then echo "$1: $acknowledged after $before in attempt $attempt" >>"$WORK/$NS.broken"; fi
+            before=$acknowledged
+            line="$state${reason:+/$reason}${attempt:+, attempt $attempt}${volume:+: $acknowledged of ${total:-?} blocks, $objects in the bucket}"
+            if [ "$line" != "$told" ]; then tell "$1 $line"; told=$line; fi
+        done <"$pipe"
+        sleep 0.2
+    done
+}
+
+# What the volume was at the point in time that a Backup reads: the checksum of the driver's own snapshot.
+point_in_time() { # BACKUP
+    local content
+    within 60 "the snapshot of $1" has_snapshot "$1"
+    content=$(kubectl -n "$NS" get volumesnapshot "tm-$(field "$1" .metadata.uid)" -o jsonpath='{.status.boundVolumeSnapshotContentName}')
+    tools/e2e/enter.sh sha256sum "$STATE/pool/snapshots/$(kubectl get volumesnapshotcontent "$content" -o jsonpath='{.status.snapshotHandle}')/disk" | cut -d' ' -f1
+}
+has_snapshot() { [ "$(kubectl -n "$NS" get volumesnapshot "tm-$(field "$1" .metadata.uid)" -o jsonpath='{.status.readyToUse}')" = true ]; }
+
+# The Backup is restored by the command line and compared with that checksum.
+restored_is() { # BACKUP CHECKSUM
+    local name=$1
+    "$WORK/tidemark" restore "s3://backups@us-east-1/?backup=$(field "$name" .status.store.backup)&volume=$(field "$name" .status.store.volume)" \
+        "$WORK/restored" --endpoint "http://$STORE" --force >>"$WORK/log" 2>&1 || fail "$name cannot be restored: $(tail -n 3 "$WORK/log")"
+    [ "$(sha256sum <"$WORK/restored" | cut -d' ' -f1)" = "$2" ] || fail "$name was restored as something else"
+    rm "$WORK/restored"
+    tell "$name was restored by the command line and is equal to the snapshot"
+}
+
+# --- Faults
+
+# Packets between Pods and host are routed: they pass the node's filters.
+no_packets_to_store() { tools/e2e/enter.sh sh -c "iptables -I FORWARD -d $HOST_IP -p tcp --dport ${STORE#*:} -j DROP; iptables -I FORWARD -s $HOST_IP -p tcp --sport ${STORE#*:} -j DROP"; }
+forget_cuts() { tools/e2e/enter.sh sh -c 'iptables -F FORWARD'; }
+
+# --- Nothing is left
+
+# What we make is gone when a Backup has ended: the user's own things may still be there.
+ours() {
+    kubectl -n "$SYSTEM" get jobs,pods,secrets,configmaps,persistentvolumeclaims -l app.kubernetes.io/managed-by=tidemark \
+        -o jsonpath='{range .items[*]}{.kind} {.metadata.name}{"\n"}{end}'
+    kubectl get volumesnapshots -A -l app.kubernetes.io/managed-by=tidemark -o jsonpath='{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{"\n"}{end}'
+    kubectl get volumesnapshotcontents -o jsonpath='{range .items[*]}{.kind} {.metadata.name} of {.spec.volumeSnapshotRef.name}{"\n"}{end}' | grep ' of tm-' || true
+    kubectl get pv -o jsonpath='{range .items[*]}{.kind} {.metadata.name} of {.spec.claimRef.namespace}{"\n"}{end}' | grep " of $SYSTEM\$" || true
+}
+none_of_ours() { local left; left=$(ours) && echo "$left" >"$WORK/left" && [ -z "$left" ]; }
+# Everything that the driver holds is somebody's: each volume of a PV, each snapshot of a content.
+all_owned() {
+    local owned held
+    owned=$(kubectl get pv -o jsonpath='{range .items[*]}{.spec.csi.volumeHandle}{"\n"}{end}'
+        kubectl get volumesnapshotcontents -o jsonpath='{range .items[*]}{.status.snapshotHandle}{"\n"}{end}') || return 1
+    held=$(tools/e2e/enter.sh find "$STATE/pool/volumes" "$STATE/pool/snapshots" -mindepth 1 -maxdepth 1 -printf '%f\n')
+    comm -13 <(sort -u <<<"$owned") <(sort -u <<<"$held") | sed '/^$/d; s/^/in the CSI driver: /' >"$WORK/left"
+    [ ! -s "$WORK/left" ]
+}
+nothing_left() {
+    local end=$((SECONDS + 60))
+    until none_of_ours && all_owned; do
+        if [ $SECONDS -ge $end ]; then tell "left over:"; sed 's/^/           /' "$WORK/left"; return 1; fi
+        sleep 0.5
+    done 2>>"$WORK/log"
+}
+# At the end of a scenario: all objects of its namespace go, and then there must be nothing at all.
+namespace_gone() {
+    kubectl -n "$NS" delete tmb,pods --all --wait --timeout=90s &&
+        kubectl delete namespace "$NS" --ignore-not-found --wait --timeout=90s
+}
+driver_is_empty() { [ -z "$(kubectl get pv,volumesnapshotcontents -o name)" ] && all_owned; }
+
+# --- One scenario
+
+# The file in a process and a namespace of its own; then the laws, and that nothing is left.
+scenario() { # FILE
+    local status=0
+    NS=e2e-$(basename "$1" .sh | sed 's/^[0-9]*-//')
+    export NS
+    rm -f "$WORK/$NS".*
+    kubectl create namespace "$NS" >>"$WORK/log"
+    within 20 "the service account of $NS" kubectl -n "$NS" get serviceaccount default
+    bash -euo pipefail -c '. tools/e2e/library.sh; trap "jobs -p | xargs -r kill 2>/dev/null" EXIT; . "$1"' scenario "$1" || status=1
+    forget_cuts
+    if [ -s "$WORK/$NS.broken" ]; then tell "A LAW WAS BROKEN"; sed 's/^/           /' "$WORK/$NS.broken"; status=1; fi
+    if [ $status -eq 0 ]; then (after) || status=1; fi
+    if [ $status -ne 0 ]; then
+        show
+        namespace_gone >>"$WORK/log" 2>&1 || kubectl get all,tmb,pvc -n "$NS" || true
+    fi
+    return $status
+}
+after() {
+    BEGAN=$(milliseconds)
+    nothing_left && namespace_gone >>"$WORK/log" && { within 60 "an empty driver" driver_is_empty; } &&
+        tell "$(wc -l <"$WORK/$NS.samples") samples: acknowledged was never more than what the bucket held; nothing is left"
+}
+
+show_operator() {
+    kubectl -n "$SYSTEM" get pods -o wide || true
+    kubectl -n "$SYSTEM" describe pods -l app.kubernetes.io/component=operator | tail -n 25
+    kubectl -n "$SYSTEM" logs -l app.kubernetes.io/component=operator --tail=40 --prefix || true
+}
+# What a person would look at first.
+show() {
+    echo "--- kubectl describe tmb"
+    kubectl -n "$NS" describe tmb || true
+    echo "--- events"
+    kubectl get events -A --sort-by=.metadata.creationTimestamp | tail -n 25 || true
+    echo "--- pods and volumes"
+    kubectl get pods,jobs,pvc,volumesnapshots,volumesnapshotcontents,pv -A || true
+    echo "--- workers"
+    kubectl -n "$SYSTEM" logs -l app.kubernetes.io/component=worker --tail=15 --prefix || true
+    echo "--- operators"
+    show_operator
+}
