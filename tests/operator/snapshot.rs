@@ -264,14 +264,16 @@ async fn law_6_the_next_attempt_exposes_again_after_any_step_of_the_removal() {
 async fn law_10_a_content_that_was_made_too_late_is_found_and_a_users_stays() {
     let world = World::new().await;
     world.storage.claim("shop", "pg", "retain", "Block").await;
-    let mine = "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: tm-u2, namespace: shop}\nspec: {source: {persistentVolumeClaimName: pg}, volumeSnapshotClassName: retain}\n";
+    let mine = "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: tm-0b5c1d9e-0000-4000-8000-000000000002, namespace: shop}\nspec: {source: {persistentVolumeClaimName: pg}, volumeSnapshotClassName: retain}\n";
     world.plane.apply(mine).await;
-    for (name, owner) in [("late", "u1"), ("second", "u2")] {
+    let (gone, theirs) = ("0b5c1d9e-0000-4000-8000-000000000001", "0b5c1d9e-0000-4000-8000-000000000002");
+    for (name, owner) in [("late", gone), ("second", theirs), ("nightly", "nightly")] {
         world.plane.apply(&format!("apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotContent\nmetadata: {{name: {name}}}\nspec: {{deletionPolicy: Retain, driver: {DRIVER}, source: {{volumeHandle: v}}, volumeSnapshotRef: {{name: tm-{owner}, namespace: shop, uid: {owner}}}}}\n")).await;
     }
     let found = owners(&world.client, OPERATOR).await.expect("listed");
-    assert!(found.contains(&("u1".to_owned(), "shop".to_owned())), "{found:?}");
-    for owner in ["u1", "u2"] {
+    assert!(found.contains(&(gone.to_owned(), "shop".to_owned())), "{found:?}");
+    assert!(found.iter().all(|(owner, _)| owner != "nightly"), "what a user retained is nobody's: {found:?}");
+    for owner in [gone, theirs] {
         world.removed(&wish(owner, "pg", "retain"), Extent::Everything).await;
     }
     let contents: Api<VolumeSnapshotContent> = Api::all(world.client.clone());

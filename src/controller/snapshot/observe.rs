@@ -182,34 +182,37 @@ pub async fn owners(client: &Client, operator_namespace: &str) -> Result<Vec<(St
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), operator_namespace);
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let mut owners = Vec::new();
-    let mut note = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, namespace: &str| {
-        let owner = meta.labels.as_ref().and_then(|l| l.get(OWNER)).cloned();
-        owners.extend(owner.map(|owner| (owner, namespace.to_owned())));
+    let mut note = |owner: Option<&str>, namespace: &str| {
+        owners.extend(owner.map(|owner| (owner.to_owned(), namespace.to_owned())));
     };
     for snapshot in listed(snapshots.list(&wanted)).await? {
-        note(&snapshot.metadata, &snapshot.namespace().unwrap_or_default());
+        note(marked(&snapshot), &snapshot.namespace().unwrap_or_default());
     }
     // Unmarked ones too: see `contents_of`.
-    let mut unmarked = Vec::new();
     for content in listed(contents.list(&ListParams::default())).await? {
         let of = &content.spec.volume_snapshot_ref;
-        match of.name.strip_prefix(taken_name("").as_str()) {
-            Some(owner) if !content.labels().contains_key(OWNER) => {
-                unmarked.push((owner.to_owned(), of.namespace.clone()))
-            }
-            _ => note(&content.metadata, &of.namespace),
-        }
+        note(marked(&content).or_else(|| owner_of_taken(&of.name)), &of.namespace);
     }
     for claim in listed(claims.list(&wanted)).await? {
-        note(&claim.metadata, operator_namespace);
+        note(marked(&claim), operator_namespace);
     }
     for volume in listed(volumes.list(&wanted)).await? {
-        note(&volume.metadata, operator_namespace);
+        note(marked(&volume), operator_namespace);
     }
-    owners.extend(unmarked);
     owners.sort();
     owners.dedup();
     Ok(owners)
+}
+
+fn marked(object: &impl ResourceExt) -> Option<&str> {
+    object.labels().get(OWNER).map(String::as_str)
+}
+
+/// Whose snapshot has this name, if it is one of ours: `tm-` and a uid. A user's `tm-nightly` is nobody's.
+fn owner_of_taken(name: &str) -> Option<&str> {
+    let uid = name.strip_prefix(taken_name("").as_str())?;
+    let is_right = |(i, b): (usize, u8)| if matches!(i, 8 | 13 | 18 | 23) { b == b'-' } else { b.is_ascii_hexdigit() };
+    (uid.len() == 36 && uid.bytes().enumerate().all(is_right)).then_some(uid)
 }
 
 async fn volumes_of(client: &Client, namespace: &str, claim: &str) -> Result<Vec<PersistentVolume>, ObserveError> {
