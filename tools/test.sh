@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything a change must pass: formatting, lints, units and laws, S3 over the wire, the operator against a real API
-# server. The last line counts the tests. Arguments go to `cargo test`: tools/test.sh --test store faults::packet_loss
+# server. The last line counts the tests. Arguments go to `cargo test`: tools/test.sh --test store packet_loss
 #
 # Two programs hold nearly all tests and mostly wait, for servers and for clocks; so they run side by side, with more
 # threads than cores. All they say is in target/test-logs; here each test is a line, and what failed is shown whole.
