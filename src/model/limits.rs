@@ -160,6 +160,8 @@ pub const RESTORE_ORDERS_MAX: usize = 256;
 pub const RESTORE_FLUSH_BYTES: u64 = 256 * 1024 * 1024;
 /// The most of a gap that is made zero by one job: at 1 MiB/s within a quarter of `TARGET_DEADLINE`.
 pub const RESTORE_ZERO_BYTES: u64 = 64 * 1024 * 1024;
+/// A restore waits so long for whoever holds its target: longer than a killed program takes to be gone.
+pub const TARGET_HELD: Duration = Duration::from_secs(2);
 /// One read, write or flush of a restore's target.
 pub const TARGET_DEADLINE: Duration = Duration::from_secs(300);
 /// Blocks read back after the flush. A target that keeps each block wrongly with a chance of 5 % is caught with 96 %.

@@ -82,7 +82,7 @@ struct Restore {
 impl Restore {
     async fn run(&self) -> Result<RestoreSummary, RestoreError> {
         let plan = self.unless_cancelled(Plan::read(&self.job)).await?;
-        let checked = Checked::check(&self.job, plan.volume_bytes)?;
+        let checked = self.unless_cancelled(Checked::check(&self.job, plan.volume_bytes)).await?;
         self.progress.send_modify(|p| p.total_blocks = plan.total_blocks);
         if let Some(told) = &self.job.on_plan {
             told(plan.facts());

@@ -11,15 +11,17 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, flock, openat2};
+use tokio::time::sleep;
 
 use super::{
     Left, Overwrite, RestoreError, RestoreJob,
     target::{Kind, Target},
 };
-use crate::model::FailureReason;
+use crate::model::{FailureReason, limits};
 
 /// A target that may be written to and is untouched.
 #[derive(Debug)]
@@ -45,9 +47,9 @@ struct Place {
 }
 
 impl Checked {
-    pub(super) fn check(job: &RestoreJob, volume_bytes: u64) -> Result<Self, RestoreError> {
+    pub(super) async fn check(job: &RestoreJob, volume_bytes: u64) -> Result<Self, RestoreError> {
         let place = Place { path: job.target.clone(), root: job.root.clone() };
-        let found = place.find(job.overwrite, volume_bytes).map_err(|seen| refuse(&place.path, seen))?;
+        let found = place.find_free(job.overwrite, volume_bytes).await.map_err(|seen| refuse(&place.path, seen))?;
         Ok(Self { place, overwrite: job.overwrite, volume_bytes, found })
     }
 
@@ -77,36 +79,70 @@ fn refuse(path: &Path, seen: String) -> RestoreError {
     RestoreError::Target { path: path.to_owned(), reason: FailureReason::TargetRefused, seen, left: Left::Untouched }
 }
 
+/// Why a target is not taken.
+#[derive(Debug)]
+enum Refused {
+    /// Somebody else has it now.
+    Held(String),
+    Unfit(String),
+}
+
+impl From<String> for Refused {
+    fn from(seen: String) -> Self {
+        Self::Unfit(seen)
+    }
+}
+
 impl Place {
+    /// What is there, once nobody else holds it. An attempt that was just killed holds its target until the kernel has
+    /// written what it had begun; so does any program that was being started at that moment, until its own `exec`.
+    async fn find_free(&self, overwrite: Overwrite, volume_bytes: u64) -> Result<Found, String> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.find(overwrite, volume_bytes) {
+                Ok(found) => return Ok(found),
+                Err(Refused::Held(_)) if waited < limits::TARGET_HELD => {
+                    sleep(limits::TARGET_HELD / 40).await;
+                    waited += limits::TARGET_HELD / 40;
+                }
+                Err(Refused::Held(seen) | Refused::Unfit(seen)) => return Err(seen),
+            }
+        }
+    }
+
     /// What is there, if this restore may have it.
-    fn find(&self, overwrite: Overwrite, volume_bytes: u64) -> Result<Found, String> {
+    fn find(&self, overwrite: Overwrite, volume_bytes: u64) -> Result<Found, Refused> {
         // Looking at it this way does not open it: opening a tape or a pipe would do something.
         let looked = match self.open(OFlags::PATH, Mode::empty()) {
             Ok(looked) => looked,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return self.check_folder().map(|()| Found::Nothing);
+                return Ok(self.check_folder().map(|()| Found::Nothing)?);
             }
-            Err(error) => return Err(explain(&error)),
+            Err(error) => return Err(explain(&error).into()),
         };
         let meta = looked.metadata().map_err(|error| error.to_string())?;
         let kind = meta.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err("it is neither a regular file nor a block device".into());
+            return Err(Refused::Unfit("it is neither a regular file nor a block device".into()));
         }
         if overwrite == Overwrite::Refuse {
             let what =
                 if kind.is_file() { "it exists" } else { "it is a block device, and what it holds would be lost" };
-            return Err(format!("{what}; --force replaces what it holds, --reuse keeps what is right of it"));
+            let seen = format!("{what}; --force replaces what it holds, --reuse keeps what is right of it");
+            return Err(Refused::Unfit(seen));
         }
         // O_EXCL without O_CREAT: the kernel refuses a device that is mounted or otherwise claimed.
-        let opened = self.open(OFlags::RDWR | OFlags::EXCL, Mode::empty()).map_err(|error| explain(&error))?;
+        let opened = self.open(OFlags::RDWR | OFlags::EXCL, Mode::empty()).map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => Refused::Held(explain(&error)),
+            _ => Refused::Unfit(explain(&error)),
+        })?;
         let now = opened.metadata().map_err(|error| error.to_string())?;
         if (now.dev(), now.ino(), now.rdev()) != (meta.dev(), meta.ino(), meta.rdev()) {
-            return Err("it was replaced while it was opened".into());
+            return Err(Refused::Unfit("it was replaced while it was opened".into()));
         }
         match kind.is_file() {
             true => hold(opened).map(Found::File),
-            false => check_device(opened, volume_bytes).map(Found::Device),
+            false => Ok(Found::Device(check_device(opened, volume_bytes)?)),
         }
     }
 
@@ -122,7 +158,10 @@ impl Place {
     fn create(&self, volume_bytes: u64) -> Result<File, String> {
         let made = self.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR);
         let made = made.map_err(|error| format!("it cannot be made: {}", explain(&error)))?;
-        sized(hold(made)?, volume_bytes)
+        match hold(made) {
+            Ok(file) => sized(file, volume_bytes),
+            Err(Refused::Held(seen) | Refused::Unfit(seen)) => Err(seen),
+        }
     }
 
     fn open(&self, flags: OFlags, mode: Mode) -> io::Result<File> {
@@ -159,11 +198,11 @@ fn explain(error: &io::Error) -> String {
 }
 
 /// Two restores into one file would undo each other. The kernel forgets this lock with the process.
-fn hold(file: File) -> Result<File, String> {
+fn hold(file: File) -> Result<File, Refused> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err("another program holds it, perhaps another restore; wait for it".into())
+            Err(Refused::Held("another program holds it, perhaps another restore; wait for it".into()))
         }
         // Some network file systems have no locks.
         Err(error) => {
@@ -192,9 +231,14 @@ fn check_device(mut file: File, volume_bytes: u64) -> Result<File, String> {
 mod tests {
     use super::*;
 
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        runtime.expect("a runtime").block_on(work)
+    }
+
     fn open(path: &Path, root: Option<&Path>, overwrite: Overwrite) -> Result<Target, String> {
         let place = Place { path: path.to_owned(), root: root.map(Path::to_owned) };
-        let found = place.find(overwrite, 10)?;
+        let found = block_on(place.find_free(overwrite, 10))?;
         Checked { place, overwrite, volume_bytes: 10, found }.take().map_err(|error| error.to_string())
     }
 
@@ -215,6 +259,23 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(std::fs::read(&file).expect("still there"), b"precious");
+    }
+
+    /// Found on a busy machine: the attempt before had ended, and its target was "held by another program".
+    #[test]
+    fn law_6_a_target_that_an_ended_attempt_still_holds_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("old");
+        std::fs::write(&path, "precious").expect("written");
+        let before = open(&path, None, Overwrite::Reuse).expect("opened");
+        let error = open(&path, None, Overwrite::Reuse).expect_err("it is held for good");
+        assert!(error.contains("another program holds it"), "{error}");
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(limits::TARGET_HELD / 4);
+            drop(before);
+        });
+        open(&path, None, Overwrite::Reuse).expect("it was given up in time");
+        ending.join().expect("ended");
     }
 
     #[test]
