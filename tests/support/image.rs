@@ -147,7 +147,9 @@ pub fn difference(left: &Path, right: &Path) -> Option<String> {
         let step = (length_a - offset).min(1 << 20) as usize;
         a.read_exact(&mut buffer_a[..step]).expect("the file is as long as it was");
         b.read_exact(&mut buffer_b[..step]).expect("the file is as long as it was");
-        if let Some(at) = (0..step).find(|&i| buffer_a[i] != buffer_b[i]) {
+        // Compared as wholes first: byte by byte, without optimisation, took a fifth of all the time of the tests.
+        if buffer_a[..step] != buffer_b[..step] {
+            let at = buffer_a.iter().zip(&buffer_b).position(|(a, b)| a != b).expect("they differ");
             let place = offset + at as u64;
             return Some(format!(
                 "{} and {} differ at byte {place}, block {}",
