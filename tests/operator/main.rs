@@ -18,5 +18,6 @@ mod restore;
 mod runner;
 mod scale;
 mod snapshot;
+mod storage_selftest;
 mod support_selftest;
 mod tenants;
