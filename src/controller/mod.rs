@@ -16,6 +16,7 @@
 //! * `target`   ClusterBackupTarget
 //! * `runner`   who runs workers
 //! * `snapshot` a claim's point in time as a device, and nothing left of it
+//! * `claim`    a new claim that a Restore fills, and nothing left of what that takes
 //! * `census`   counts, and removes what belongs to nobody
 //!
 //! What may go wrong: the API server is away (reconciles fail and are repeated; workers go on; the lease runs out and
@@ -24,6 +25,7 @@
 
 pub mod backup;
 pub mod census;
+pub mod claim;
 pub mod config;
 pub mod context;
 pub mod feed;

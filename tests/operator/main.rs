@@ -7,6 +7,7 @@ mod support;
 mod world;
 
 mod catalogue;
+mod claim;
 mod course;
 mod crds_server;
 mod deletion;
@@ -15,6 +16,7 @@ mod gitops;
 mod job;
 mod releases;
 mod restore;
+mod restore_job;
 mod runner;
 mod scale;
 mod snapshot;
