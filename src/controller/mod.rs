@@ -9,6 +9,7 @@
 //! * `lease`    who leads
 //! * `rivals`   and that nobody of another release does
 //! * `context`  what every reconcile may use
+//! * `populate` claims that ask for a Restore by their `dataSourceRef`
 //! * `objects`  the objects of one kind, and our own last writes
 //! * `work`     what Backup and Restore share: the machine of attempts
 //! * `backup`   Backup
@@ -31,6 +32,7 @@ pub mod context;
 pub mod feed;
 pub mod lease;
 pub mod objects;
+pub mod populate;
 pub mod restore;
 pub mod rivals;
 pub mod run;

@@ -199,6 +199,7 @@ fn wish(owner: &str, class: &str, mode: &str) -> Wish {
         name: format!("pg-{owner}"),
         form: serde_json::from_value(form).expect("valid"),
         labels: Default::default(),
+        populates: None,
         operator_namespace: OPERATOR.into(),
     }
 }

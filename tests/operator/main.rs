@@ -14,6 +14,7 @@ mod deletion;
 mod faults;
 mod gitops;
 mod job;
+mod populate;
 mod releases;
 mod restore;
 mod restore_job;

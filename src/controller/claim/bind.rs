@@ -14,7 +14,7 @@ use kube::ResourceExt;
 
 use super::{
     Seen, Step, Wish,
-    objects::{self, POLICY, claimed_by, is_going, is_made, is_ours, own_policy, policy},
+    objects::{self, POLICY, claimed_by, is_going, is_its, is_ours, own_policy, policy},
     observe::Observed,
     volume_name,
 };
@@ -49,12 +49,18 @@ pub enum Standing {
 /// What is to be done now.
 pub fn bind(wish: &Wish, o: &Observed) -> Decision {
     let name = format!("PersistentVolumeClaim {}/{}", wish.namespace, wish.name);
-    let hands = |claim: &PersistentVolumeClaim| if is_made(claim, &wish.owner) { Hands::Users } else { Hands::Ours };
-    let hands = o.claim.as_ref().map_or(Hands::Ours, hands);
-    let found = match &o.claim {
-        Some(claim) if hands == Hands::Users => admit(claim, o.made.as_ref(), &wish.owner, &name),
-        Some(_) => Err(format!("{name} was made by somebody else while it was being restored: delete it")),
-        None => hand_over(wish, o, &name),
+    let its = o.claim.as_ref().filter(|claim| is_its(claim, wish));
+    // A claim that was there before is handed nothing until the volume names it.
+    let is_named = |claim: &&PersistentVolumeClaim| {
+        wish.populates.is_none() || o.made.as_ref().and_then(claimed_by) == claim.metadata.uid.as_deref()
+    };
+    let hands = if its.is_some_and(|claim| is_named(&claim)) { Hands::Users } else { Hands::Ours };
+    let found = match (&o.claim, its) {
+        (_, Some(claim)) if hands == Hands::Users => admit(claim, o.made.as_ref(), &wish.owner, &name),
+        (_, Some(claim)) => hand_over(wish, o, Some(claim), &name),
+        (None, None) if wish.populates.is_some() => Err(format!("{name} was deleted while it was being populated")),
+        (Some(_), None) => Err(format!("{name} was made by somebody else while it was being restored: delete it")),
+        (None, None) => hand_over(wish, o, None, &name),
     };
     match found {
         Ok((step, standing)) => Decision { step, standing, hands },
@@ -74,8 +80,8 @@ fn binding(step: Step, text: impl Into<String>) -> Found {
 
 const SECOND: &str = "the volume is being given to its claim";
 
-/// No claim of the user is there yet.
-fn hand_over(wish: &Wish, o: &Observed, name: &str) -> Found {
+/// No claim of the user is there yet, or one that waits to be populated.
+fn hand_over(wish: &Wish, o: &Observed, waits: Option<&PersistentVolumeClaim>, name: &str) -> Found {
     let own = volume_name(&wish.owner);
     if o.made.as_ref().is_some_and(|made| claimed_by(made) != Some(&wish.owner)) {
         return Err(format!("{name} was deleted while it was being bound"));
@@ -109,6 +115,10 @@ fn hand_over(wish: &Wish, o: &Observed, name: &str) -> Found {
             false => binding(Step::ForgetVolume(Seen::of(written)), SECOND),
         };
     }
+    if let (Some(claim), Some(made)) = (waits, &o.made) {
+        let claim = claim.uid().unwrap_or_default();
+        return binding(Step::Admit { volume: Object::of(made), placeholder: wish.owner.clone(), claim }, SECOND);
+    }
     match &o.refusal {
         Some(answer) => binding(Step::Nothing, format!("{name} cannot be made: {answer}")),
         None => binding(Step::CreateClaim(Box::new(objects::claim(wish))), SECOND),
@@ -125,7 +135,8 @@ pub(super) fn admit(claim: &PersistentVolumeClaim, made: Option<&PersistentVolum
     let Some(made) = made else {
         return Err(format!("{name} waits for PersistentVolume {volume}, which is gone: delete it"));
     };
-    if claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()) != Some(&volume) {
+    // A claim that was there before gets the name from the volume controller.
+    if claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).is_some_and(|name| name != volume) {
         return Err(format!("{name} does not name PersistentVolume {volume}: delete it"));
     }
     let uid = claim.uid().unwrap_or_default();

@@ -50,6 +50,8 @@ pub struct Wish {
     pub name: String,
     pub form: ChosenClaim,
     pub labels: BTreeMap<String, String>,
+    /// Uid of the claim if it is there and asked to be filled; else we make it.
+    pub populates: Option<String>,
     /// The operator's namespace, where the worker writes.
     pub operator_namespace: String,
 }

@@ -14,7 +14,10 @@ use k8s_openapi::{
 };
 
 use super::{Wish, prime_name, volume_name};
-use crate::api::common::{AccessMode, VolumeMode};
+use crate::api::{
+    GROUP,
+    common::{AccessMode, VolumeMode},
+};
 
 /// Uid of the Restore that something was made for.
 pub const OWNER: &str = "tidemark.dev/owner-uid";
@@ -24,6 +27,8 @@ pub const SELECTOR: &str = "app.kubernetes.io/managed-by=tidemark,app.kubernetes
 pub const MADE_BY: &str = "tidemark.dev/restore-uid";
 /// On a volume of ours: the policy it had, and gets back.
 pub const POLICY: &str = "tidemark.dev/reclaim-policy";
+/// On a claim: the node that was chosen for the Pod that uses it.
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// The volume controller's own note; it would undo a binding that it did not make.
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 
@@ -48,6 +53,25 @@ pub fn is_made(claim: &PersistentVolumeClaim, owner: &str) -> bool {
     claim.metadata.labels.as_ref().and_then(|labels| labels.get(MADE_BY)).is_some_and(|by| by == owner)
 }
 
+/// Does its `dataSourceRef` name a Backup of its own namespace?
+pub fn is_populated(claim: &PersistentVolumeClaim) -> bool {
+    let source = claim.spec.as_ref().and_then(|s| s.data_source_ref.as_ref());
+    source.is_some_and(|s| s.api_group.as_deref() == Some(GROUP) && s.kind == "Backup" && s.namespace.is_none())
+}
+
+/// The Restore that populates a claim.
+pub fn populating_name(claim: &str) -> String {
+    format!("populate-{claim}")
+}
+
+/// Is this the claim that is to get the volume?
+pub fn is_its(claim: &PersistentVolumeClaim, wish: &Wish) -> bool {
+    match &wish.populates {
+        Some(uid) => claim.metadata.uid.as_ref() == Some(uid) && is_populated(claim),
+        None => is_made(claim, &wish.owner),
+    }
+}
+
 pub fn is_going(meta: &ObjectMeta) -> bool {
     meta.deletion_timestamp.is_some()
 }
@@ -66,13 +90,15 @@ pub fn claimed_by(volume: &PersistentVolume) -> Option<&str> {
     volume.spec.as_ref()?.claim_ref.as_ref()?.uid.as_deref()
 }
 
-/// Written by the worker, as a raw device whatever the user wants.
-pub fn prime(wish: &Wish) -> PersistentVolumeClaim {
+/// Written by the worker, as a raw device whatever the user wants; where the Pod will be that uses the user's claim.
+pub fn prime(wish: &Wish, claim: Option<&PersistentVolumeClaim>) -> PersistentVolumeClaim {
+    let node = claim.and_then(|c| c.metadata.annotations.as_ref()?.get(SELECTED_NODE));
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(prime_name(&wish.owner)),
             namespace: Some(wish.operator_namespace.clone()),
             labels: Some(labels(&wish.owner)),
+            annotations: node.map(|node| [(SELECTED_NODE.to_owned(), node.clone())].into()),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {

@@ -6,11 +6,12 @@
 //!
 //! What waiting cannot cure is refused before anything is made. Waiting has no end here: whoever asks has a deadline.
 
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 
 use super::{
     Step, Wish,
-    objects::{self, is_going, is_ours},
+    objects::{self, is_going, is_its, is_ours},
     observe::Observed,
     prime_name,
     remove::{Removal, remove},
@@ -54,7 +55,13 @@ pub fn prepare(wish: &Wish, o: &Observed, settings: &ExposureSettings) -> Decisi
 pub fn refusal(wish: &Wish, o: &Observed, settings: &ExposureSettings) -> Option<Refusal> {
     let name = format!("PersistentVolumeClaim {}/{}", wish.namespace, wish.name);
     let form = &wish.form;
-    if o.claim.is_some() {
+    let is_bound = |c: &PersistentVolumeClaim| c.spec.as_ref().is_some_and(|s| s.volume_name.is_some());
+    let its = o.claim.as_ref().filter(|c| wish.populates.is_some() && is_its(c, wish) && !is_bound(c));
+    if its.is_none() && wish.populates.is_some() {
+        let message = format!("{name}, which was to be populated, is gone or has a volume already");
+        return Some(Refusal::new(FailureReason::TargetRefused, message));
+    }
+    if its.is_none() && o.claim.is_some() {
         let message = format!(
             "{name} exists, and a Restore fills only a claim that it makes: delete it, or name another in a new Restore"
         );
@@ -111,7 +118,10 @@ fn making(wish: &Wish, o: &Observed) -> Result<Decision, Refusal> {
         };
     }
     let Some(prime) = &o.prime else {
-        return made(Step::CreatePrime(Box::new(objects::prime(wish))), "The volume is asked for".to_owned());
+        return made(
+            Step::CreatePrime(Box::new(objects::prime(wish, o.claim.as_ref()))),
+            "The volume is asked for".to_owned(),
+        );
     };
     if !is_ours(&prime.metadata, &wish.owner) {
         return lost("is there and is not ours: delete it, the name is reserved");

@@ -9,13 +9,16 @@
 //! the first stays, and with what it stands for when it is alone. Only what carries our labels is touched. The worker's Pod must be
 //! gone before: a claim in use is not deleted.
 
-use k8s_openapi::{api::core::v1::PersistentVolume, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::{PersistentVolume, PersistentVolumeClaim},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::ResourceExt;
 
 use super::{
     Seen, Step,
     bind::{Standing, admit},
-    objects::{is_going, is_made, is_ours, policy},
+    objects::{claimed_by, is_going, is_made, is_ours, policy},
     observe::Observed,
 };
 use crate::controller::snapshot::Object;
@@ -74,7 +77,8 @@ pub fn remove(o: &Observed, owner: &str) -> Removal {
 
 /// What is the user's is given to the user; none: it is not, and goes.
 fn finish(o: &Observed, made: &PersistentVolume, owner: &str) -> Option<Removal> {
-    let claim = o.claim.as_ref().filter(|claim| is_made(claim, owner))?;
+    let is_named = |claim: &PersistentVolumeClaim| claimed_by(made) == claim.metadata.uid.as_deref();
+    let claim = o.claim.as_ref().filter(|claim| is_made(claim, owner) || is_named(claim))?;
     let name = format!("PersistentVolumeClaim {}/{}", claim.namespace().unwrap_or_default(), claim.name_any());
     match admit(claim, Some(made), owner, &name) {
         Ok((Step::Nothing, Standing::Binding(what))) => Some(Removal::Waiting(what)),

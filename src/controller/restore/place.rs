@@ -9,6 +9,7 @@ use super::claim;
 use crate::{
     api::{Backup, BackupState, Cause, Restore},
     controller::{
+        claim::objects::populating_name,
         context::Context,
         work::{
             filling::{Filled, Target, Wanted, device},
@@ -69,7 +70,12 @@ pub fn filling(restore: &Restore, backup: Option<&Backup>) -> Option<Wanted> {
     let status = restore.status.as_ref();
     let chosen = status.and_then(|s| s.volume.as_ref()?.claim.clone());
     let namespace = restore.namespace().unwrap_or_default();
-    let target = Target { namespace: namespace.clone(), name: claim.name.clone(), labels: claim.labels.clone() };
+    let target = Target {
+        namespace: namespace.clone(),
+        name: claim.name.clone(),
+        labels: claim.labels.clone(),
+        populates: populates(restore),
+    };
     let named = format!("Backup {namespace}/{}", restore.spec.backup_ref.name);
     let place = match record(restore, backup) {
         Err(seen) => seen,
@@ -92,6 +98,12 @@ pub fn filling(restore: &Restore, backup: Option<&Backup>) -> Option<Wanted> {
         }
     };
     Some(Wanted { place, owner: restore.uid().unwrap_or_default(), claim: target, form: chosen })
+}
+
+/// The claim that owns this Restore, which was made to populate it.
+fn populates(restore: &Restore) -> Option<String> {
+    let owners = restore.owner_references().iter().filter(|owner| owner.kind == "PersistentVolumeClaim");
+    owners.map(|owner| owner.uid.clone()).find(|uid| restore.name_any() == populating_name(uid))
 }
 
 /// What the Backup's status says of its record. A Backup that is going, or another of the same name, is refused: its

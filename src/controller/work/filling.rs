@@ -50,6 +50,8 @@ pub struct Target {
     pub namespace: String,
     pub name: String,
     pub labels: std::collections::BTreeMap<String, String>,
+    /// Its uid, if it is there and asked to be filled.
+    pub populates: Option<String>,
 }
 
 /// The claim a place is.
@@ -105,6 +107,7 @@ fn wish(context: &Context, wanted: &Wanted, form: &ChosenClaim) -> claim::Wish {
         name: wanted.claim.name.clone(),
         form: form.clone(),
         labels: wanted.claim.labels.clone(),
+        populates: wanted.claim.populates.clone(),
         operator_namespace: context.namespace.clone(),
     }
 }

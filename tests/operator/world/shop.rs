@@ -202,8 +202,9 @@ impl Shop {
             ("patch", "events.k8s.io", "events"),
             // A Pod that starts at once leaves nothing to ask; another test asks.
             ("list", "", "events"),
-            // Imports, expiry and the removal of data have tests of their own.
+            // Imports, expiry, the populator and the removal of data have tests of their own.
             ("create", "tidemark.dev", "backups"),
+            ("create", "tidemark.dev", "restores"),
             ("delete", "tidemark.dev", "backups"),
             ("get", "tidemark.dev", "clusterbackuptargets"),
             ("patch", "tidemark.dev", "clusterbackuptargets"),
