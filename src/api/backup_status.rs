@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use super::course::{Attempt, HeardBy, ObservedFailure, Queue, QueueLimit, RequestCounts};
 use super::{
     backup::BackupMode,
-    common::{ChosenTarget, count},
+    common::{AccessMode, ChosenTarget, count},
     course::{Course, Stage, State, Status, status_with_course},
 };
 use crate::model::{
@@ -161,6 +161,18 @@ pub struct ObservedSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub volume_mode: Option<String>,
+    /// Storage class of the volume; a Restore that names none takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub storage_class_name: Option<String>,
+    /// Access modes of the claim; a Restore that names none takes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub access_modes: Vec<AccessMode>,
+    /// The file system, as the driver knew it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub fs_type: Option<String>,
     /// Path of a hostDevice.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

@@ -90,12 +90,15 @@ words! {
         ExposingSnapshot,
         StartingWorker,
         WaitingForOldWorker,
+        // Preparing.
+        MakingVolume,
         // InProgress.
         Planning,
         Uploading,
         Restoring,
         // Flushing.
         Flushing,
+        BindingVolume,
         // Committing.
         WritingRecord,
         ReadingBack,
@@ -139,11 +142,13 @@ words! {
         VerificationPassed,
         DamageFound,
         VerificationNotDone,
-        // DataRestored, DataFlushed.
+        // DataRestored, DataFlushed, VolumeReady, VolumeBound.
         AllBlocksRestored,
         BlocksLost,
         FlushOutstanding,
         Flushed,
+        VolumeMade,
+        ClaimBound,
         // ClusterBackupTarget.
         Available,
         Probing,

@@ -11,11 +11,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::restore_status::{
-    ChosenBackup, DamagedBlock, FilledVolume, RestoreProgress, RestoreState, RestoreStatus,
+    ChosenBackup, ChosenClaim, DamagedBlock, FilledVolume, RestoreProgress, RestoreState, RestoreStatus,
 };
 use super::{
     backup::RetryPolicy,
-    common::{DevicePath, DurationText, Transfer, stall_deadline, start_deadline, total_deadline},
+    common::{
+        AccessMode, DevicePath, DurationText, Transfer, VolumeMode, stall_deadline, start_deadline, total_deadline,
+    },
 };
 
 /// A Restore writes what one completed Backup of this namespace holds to a volume, and compares every block with its
@@ -132,22 +134,6 @@ pub struct ClaimToFill {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 63}))]
     pub labels: BTreeMap<String, String>,
-}
-
-/// Filesystem or Block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum VolumeMode {
-    Filesystem,
-    Block,
-}
-
-/// How a claim may be mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum AccessMode {
-    ReadWriteOnce,
-    ReadOnlyMany,
-    ReadWriteMany,
-    ReadWriteOncePod,
 }
 
 /// A block device or image file of a node that is written.

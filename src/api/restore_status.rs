@@ -3,13 +3,16 @@
 //! A block counts when its checksum held and it is on the volume. `Completed` and 100 % come only after the volume was
 //! flushed. Numbers are copied from the worker's report, as in `backup_status`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::{
+    api::resource::Quantity,
+    apis::meta::v1::{Condition, Time},
+};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    common::{ChosenTarget, count},
+    common::{AccessMode, ChosenTarget, VolumeMode, count},
     course::{Attempt, Course, ObservedFailure, Queue, RequestCounts, Stage, State, Status, status_with_course},
 };
 use crate::model::{
@@ -159,7 +162,7 @@ pub struct ChosenBackup {
 }
 
 /// The volume that is written.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FilledVolume {
     /// Path of a hostDevice.
@@ -172,6 +175,30 @@ pub struct FilledVolume {
     /// Bytes of one block.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i64>,
+    /// What the claim is made like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<ChosenClaim>,
+}
+
+/// What a claim is made like: from the spec, and where that says nothing as recorded with the backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChosenClaim {
+    /// Its storage class.
+    #[schemars(length(max = 253))]
+    pub storage_class_name: String,
+    /// Filesystem or Block.
+    pub volume_mode: VolumeMode,
+    /// Its access modes.
+    #[schemars(length(max = 4))]
+    pub access_modes: Vec<AccessMode>,
+    /// Its size.
+    #[schemars(extend("maxLength" = 32))]
+    pub size: Quantity,
+    /// The file system, as its driver knew it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub fs_type: Option<String>,
 }
 
 /// What is on the volume.

@@ -12,6 +12,7 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    claim,
     context::Context,
     error_chain,
     runner::{AttemptRef, Worker},
@@ -60,6 +61,7 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
         if round.is_multiple_of(COLLECT_EVERY) {
             collect(context, &lives).await;
             collect_volumes(context, &uids).await;
+            collect_claims(context, &uids).await;
         }
         round = round.wrapping_add(1);
     }
@@ -86,8 +88,18 @@ pub async fn settled(context: &Context) -> HashSet<String> {
             }
         },
     };
-    let left: HashSet<&str> =
-        attempts.iter().map(AttemptRef::uid).chain(volumes.iter().map(|(owner, _)| owner.as_str())).collect();
+    let claims = match context.exposure {
+        None => Vec::new(),
+        Some(_) => match claim::observe::owners(&context.client, &context.namespace).await {
+            Ok(owners) => owners,
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "Claims could not be listed, each is asked for");
+                return HashSet::new();
+            }
+        },
+    };
+    let of_volumes = volumes.iter().map(|(owner, _)| owner.as_str()).chain(claims.iter().map(String::as_str));
+    let left: HashSet<&str> = attempts.iter().map(AttemptRef::uid).chain(of_volumes).collect();
     let is_over = |stage: Option<Stage>| matches!(stage, Some(Stage::Completed | Stage::Cancelled));
     let (backups, restores) = (context.backups.state(), context.restores.state());
     let backups = backups.iter().filter(|b| is_over(b.status.as_ref().and_then(|s| s.course().state)));
@@ -117,6 +129,32 @@ async fn collect_volumes(context: &Context, lives: &HashSet<String>) {
         match outcome {
             Ok(()) => tracing::info!(%owner, "Snapshot or volume that belongs to nobody was removed"),
             Err(error) => tracing::warn!(%owner, error = %error_chain(&error), "Snapshot could not be removed"),
+        }
+    }
+}
+
+/// Removes what was made for claims whose Restore is no more, and gives its user what was handed over; one step a round.
+async fn collect_claims(context: &Context, lives: &HashSet<String>) {
+    if context.exposure.is_none() {
+        return;
+    }
+    let owners = match claim::observe::owners(&context.client, &context.namespace).await {
+        Ok(owners) => owners,
+        Err(error) => return tracing::warn!(error = %error_chain(&error), "Claims could not be listed"),
+    };
+    for owner in owners.iter().filter(|owner| !lives.contains(*owner)) {
+        let outcome = match claim::observe::remains(&context.client, owner, &context.namespace).await {
+            Ok(remains) => match claim::remove::remove(&remains, owner) {
+                claim::remove::Removal::Step(step) => {
+                    claim::act::act(&context.client, owner, &context.namespace, &step).await
+                }
+                claim::remove::Removal::Waiting(_) | claim::remove::Removal::Done => Ok(()),
+            },
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => tracing::info!(%owner, "Claim or volume whose Restore is no more was tidied up"),
+            Err(error) => tracing::warn!(%owner, error = %error_chain(&error), "Claim could not be tidied up"),
         }
     }
 }

@@ -36,6 +36,7 @@ use super::{
     context::Context,
     error_chain,
     objects::Objects,
+    populate::populate,
     restore,
     target::{self, Targets},
     work::{self, Kind},
@@ -115,7 +116,7 @@ pub async fn act(context: Arc<Context>, watches: Watches, stop: &CancellationTok
             reconcile_kind(&context, of_backups, stop),
             reconcile_kind(&context, of_restores, stop),
             reconcile_targets(&context, of_targets, stop),
-            census(&context, stop),
+            future::join(census(&context, stop), populate(&context, stop)),
             context.errands.run(stop),
         )
         .await

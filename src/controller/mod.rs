@@ -9,6 +9,7 @@
 //! * `lease`    who leads
 //! * `rivals`   and that nobody of another release does
 //! * `context`  what every reconcile may use
+//! * `populate` claims that ask for a Restore by their `dataSourceRef`
 //! * `objects`  the objects of one kind, and our own last writes
 //! * `work`     what Backup and Restore share: the machine of attempts
 //! * `backup`   Backup
@@ -16,6 +17,7 @@
 //! * `target`   ClusterBackupTarget
 //! * `runner`   who runs workers
 //! * `snapshot` a claim's point in time as a device, and nothing left of it
+//! * `claim`    a new claim that a Restore fills, and nothing left of what that takes
 //! * `census`   counts, and removes what belongs to nobody
 //!
 //! What may go wrong: the API server is away (reconciles fail and are repeated; workers go on; the lease runs out and
@@ -24,11 +26,13 @@
 
 pub mod backup;
 pub mod census;
+pub mod claim;
 pub mod config;
 pub mod context;
 pub mod feed;
 pub mod lease;
 pub mod objects;
+pub mod populate;
 pub mod restore;
 pub mod rivals;
 pub mod run;

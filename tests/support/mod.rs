@@ -3,11 +3,11 @@
 //!
 //! * `control_plane`  etcd and kube-apiserver on loopback, `kubectl`
 //! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`, `clock`)
-//! * `storage`        snapshot controllers, a provisioner and a driver, played on a real API server
+//! * `storage`        volume and snapshot controllers, a provisioner and a driver, played on a real API server
 //! * `wire`           a TCP proxy: cut, reset, slow, heal
 //! * `proxy`          a forward proxy, and TLS before a server
 //! * `job`            jobs for a worker without an operator
-//! * `node`           a Job controller and a kubelet, played on a real API server
+//! * `node`           a Job controller, a scheduler and a kubelet, played on a real API server
 //! * `operator`       `tidemark operator` with process workers
 //! * `image`          volume images from seeds, or with ext4
 //! * `longhorn`       Longhorn as the other side of a store; `tidemark` our program beside it

@@ -123,6 +123,7 @@ fn worlds() -> Worlds<Backup> {
             report(Phase::Ended, 3, Some(Outcome::Failed)),
             report(Phase::Ended, 2, Some(Outcome::Cancelled)),
         ],
+        volumes: vec![VolumeSeen::Idle],
     }
 }
 

@@ -68,7 +68,14 @@ pub fn place(backup: &Backup, territory: &Territory<'_>) -> PlaceSeen {
             // The volume is the one chosen first, whatever the source would be called today.
             let chosen = backup.status.as_ref().and_then(|s| s.store.as_ref()?.volume.parse().ok());
             let volume = chosen.unwrap_or_else(|| VolumeName::of_host_device(&found.node, &device.name));
-            Seen::Usable(Box::new(Place { volume, device: found, record: None, facts: None, exposed: None }))
+            Seen::Usable(Box::new(Place {
+                volume,
+                device: found,
+                record: None,
+                facts: None,
+                exposed: None,
+                filled: None,
+            }))
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Restore: what is its own. The machine is in `work`.
 //!
 //! * `place`   the Backup it reads and the device it writes, resolved without touching either
+//! * `claim`   what a claim to be filled is made like
 //! * `words`   conditions and texts
 //! * `status`  the fields of its status that are its own
 //!
 //! Law 11: only a Backup of the Restore's own namespace is ever looked up, and what is read is what that Backup's status
 //! says, which only the operator writes. Nothing of a spec names an object of the bucket.
 
+mod claim;
 #[cfg(test)]
 mod laws;
 pub mod place;
@@ -22,8 +24,9 @@ use super::{
     work::{
         Kind,
         act::Parts,
-        observe::{Heard, Observed, PlaceSeen, Territory, Wish, Words as Spoken, wish},
-        queue::{Entry, Urgency, device_held},
+        filling,
+        observe::{Afterwards, Heard, Observed, PlaceSeen, Territory, Wish, Words as Spoken, wish},
+        queue::{Entry, Urgency, claim_held, device_held},
         running_entry,
         standing::{Chosen, Standing, Words},
         target::Wanted,
@@ -48,6 +51,10 @@ impl Kind for Restore {
 
     fn wish(&self) -> (Wish, Option<InvalidField>) {
         let spec = &self.spec;
+        let afterwards = match spec.persistent_volume_claim {
+            Some(_) => Afterwards::BindVolume,
+            None => Afterwards::Nothing,
+        };
         let spoken = Spoken {
             retry: &spec.retry,
             snapshot: None,
@@ -60,14 +67,29 @@ impl Kind for Restore {
             retry_request: &spec.retry_request,
             urgency: Urgency::Restore,
         };
-        wish(&self.metadata, &spoken)
+        let (wish, problem) = wish(&self.metadata, &spoken);
+        (Wish { afterwards, ..wish }, problem)
     }
 
     fn place(&self, context: &Context, territory: &Territory<'_>) -> PlaceSeen {
         match context.exposure {
             None => place::place(self, place::named_backup(self, context).as_deref(), territory),
-            Some(_) => place::no_pods(),
+            Some(_) if self.spec.host_device.is_some() => place::no_host_device(),
+            // Nothing more is asked of it: it was over when this term began.
+            Some(_) => {
+                let backup = place::named_backup(self, context);
+                place::filling(self, backup.as_deref()).map_or_else(place::no_host_device, |wanted| wanted.place)
+            }
         }
+    }
+
+    fn filling(&self, context: &Context) -> Option<filling::Wanted> {
+        context.exposure.as_ref()?;
+        place::filling(self, place::named_backup(self, context).as_deref())
+    }
+
+    fn bound(status: &mut Self::Status) {
+        status::bound(status);
     }
 
     fn wanted_target(&self, context: &Context) -> Wanted {
@@ -85,7 +107,12 @@ impl Kind for Restore {
 
     fn task(&self, _: &Observed, parts: &Parts<'_>, _: &str) -> Option<Task> {
         let place = parts.place;
-        let overwrite = self.spec.host_device.as_ref().map(|d| d.overwrite).unwrap_or_default();
+        let overwrite = match (&self.spec.host_device, &place.filled) {
+            // A new volume, or the one that an earlier attempt began to write. What no block covers is made zeros, for
+            // nobody promised that a new volume reads as such.
+            (_, Some(_)) => Overwrite::Replace,
+            (device, None) => device.as_ref().map(|d| d.overwrite).unwrap_or_default(),
+        };
         Some(Task::Restore(job::RestoreTask {
             backup: place.record.as_ref()?.backup.clone(),
             device: job::Device {
@@ -112,7 +139,7 @@ impl Kind for Restore {
     }
 
     fn domain(&self, standing: &Standing) -> Vec<Claim> {
-        words::domain(standing)
+        words::domain(self, standing)
     }
 
     fn brought(report: &Report) -> String {
@@ -123,7 +150,12 @@ impl Kind for Restore {
 /// Its slot, if status shows it as running.
 pub fn running(restore: &Restore) -> Option<Entry> {
     let status = restore.status.as_ref()?;
-    let (target, path) = (status.target.as_ref()?, status.volume.as_ref()?.path.as_ref()?);
+    let (target, volume) = (status.target.as_ref()?, status.volume.as_ref()?);
+    if let Some(claim) = &restore.spec.persistent_volume_claim {
+        let held = claim_held(&restore.namespace()?, &claim.name);
+        return running_entry(restore, &target.name, held);
+    }
+    let path = volume.path.as_ref()?;
     let node = status.attempt.as_ref()?.node_name.as_deref().unwrap_or_default();
     running_entry(restore, &target.name, device_held(node, path))
 }

@@ -1,15 +1,20 @@
 //! What a Restore reads and where it writes: a completed Backup of its own namespace, and a host device of the
-//! operator's namespace below its roots. Pure, but for one look into the cache of Backups.
+//! operator's namespace below its roots, or a new claim of the Restore's namespace. Pure, but for one look into the cache of Backups.
 
 use std::sync::Arc;
 
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
+use super::claim;
 use crate::{
     api::{Backup, BackupState, Cause, Restore},
     controller::{
+        claim::objects::populating_name,
         context::Context,
-        work::observe::{Place, PlaceSeen, Record, Refusal, Seen, Territory},
+        work::{
+            filling::{Filled, Target, Wanted, device},
+            observe::{Place, PlaceSeen, Record, Refusal, Seen, Territory},
+        },
     },
     model::{BackupName, VolumeName},
 };
@@ -29,16 +34,16 @@ pub(super) fn missing(restore: &Restore) -> Refusal {
     Refusal::new(Cause::WaitingForBackup, message)
 }
 
-/// An operator whose workers are Pods.
-pub(super) fn no_pods() -> PlaceSeen {
-    let message = "Restores by worker Pods are not built yet: use `tidemark restore` where the device is, or an operator with --workers=process";
-    Seen::Refused(Refusal::new(Cause::TargetNotSupported, message))
+/// An operator whose workers are Pods has no devices of nodes: a Pod would need a hostPath.
+pub(super) fn no_host_device() -> PlaceSeen {
+    let message = "spec.hostDevice is written by local workers only, and this operator runs workers as Pods: use persistentVolumeClaim, `tidemark restore` where the device is, or an operator with --workers=process";
+    Seen::Refused(Refusal::new(Cause::HostDeviceNotSupported, message))
 }
 
 /// Resolves both by their words alone.
 pub fn place(restore: &Restore, backup: Option<&Backup>, territory: &Territory<'_>) -> PlaceSeen {
     let Some(device) = &restore.spec.host_device else {
-        let message = "spec.persistentVolumeClaim is not served by this version, which runs workers as local processes: use spec.hostDevice in the operator's namespace";
+        let message = "spec.persistentVolumeClaim is filled by worker Pods only, and this operator runs workers as local processes: use spec.hostDevice in the operator's namespace, or an operator with --workers=job";
         return Seen::Refused(Refusal::new(Cause::TargetNotSupported, message));
     };
     let namespace = restore.namespace().unwrap_or_default();
@@ -47,11 +52,58 @@ pub fn place(restore: &Restore, backup: Option<&Backup>, territory: &Territory<'
         Err(refusal) => return Seen::Refused(refusal),
     };
     match record(restore, backup) {
-        Ok((volume, record)) => {
-            Seen::Usable(Box::new(Place { volume, device, record: Some(record), facts: None, exposed: None }))
-        }
+        Ok((volume, record)) => Seen::Usable(Box::new(Place {
+            volume,
+            device,
+            record: Some(record),
+            facts: None,
+            exposed: None,
+            filled: None,
+        })),
         Err(seen) => seen,
     }
+}
+
+/// The claim of this Restore; none if it fills something else. What was chosen once stays, whatever the Backup says later.
+pub fn filling(restore: &Restore, backup: Option<&Backup>) -> Option<Wanted> {
+    let claim = restore.spec.persistent_volume_claim.as_ref()?;
+    let status = restore.status.as_ref();
+    let chosen = status.and_then(|s| s.volume.as_ref()?.claim.clone());
+    let namespace = restore.namespace().unwrap_or_default();
+    let target = Target {
+        namespace: namespace.clone(),
+        name: claim.name.clone(),
+        labels: claim.labels.clone(),
+        populates: populates(restore),
+    };
+    let named = format!("Backup {namespace}/{}", restore.spec.backup_ref.name);
+    let place = match record(restore, backup) {
+        Err(seen) => seen,
+        Ok((volume, record)) => {
+            let source = backup.and_then(|b| b.status.as_ref()?.source.as_ref());
+            let formed = chosen
+                .clone()
+                .map_or_else(|| claim::form(claim, restore.spec.on_damage, &named, (source, &record)), Ok);
+            match formed {
+                Err(refusal) => Seen::Refused(refusal),
+                Ok(form) => Seen::Usable(Box::new(Place {
+                    volume,
+                    device: device(),
+                    record: Some(record),
+                    facts: None,
+                    exposed: None,
+                    filled: Some(Box::new(Filled { namespace, name: claim.name.clone(), form, prime: None })),
+                })),
+            }
+        }
+    };
+    Some(Wanted { place, owner: restore.uid().unwrap_or_default(), claim: target, form: chosen })
+}
+
+/// The claim that owns this Restore, which was made to populate it.
+fn populates(restore: &Restore) -> Option<String> {
+    let owners = restore.owner_references().iter().filter(|owner| owner.kind == "PersistentVolumeClaim");
+    owners.map(|owner| owner.uid.clone()).find(|uid| restore.name_any() == populating_name(uid))
 }
 
 /// What the Backup's status says of its record. A Backup that is going, or another of the same name, is refused: its

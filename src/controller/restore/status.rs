@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     api::{
-        RestoreStatus,
+        RestoreStatus, Status,
         common::count,
         restore_status::{ChosenBackup, DamagedBlock, FilledVolume, RestoreProgress},
     },
@@ -30,13 +30,22 @@ pub(super) fn choose(next: &mut RestoreStatus, chosen: &Chosen, begins: Option<(
             snapshot_time: record.snapshot_time.clone(),
         });
         next.volume.get_or_insert_with(|| FilledVolume {
-            path: Some(place.device.path.display().to_string()),
+            path: place.filled.is_none().then(|| place.device.path.display().to_string()),
             bytes: record.bytes,
             block_size: None,
+            claim: place.filled.as_ref().map(|filled| filled.form.clone()),
         });
     }
     if begins.is_some() {
         next.damaged.clear();
+    }
+}
+
+/// The claim is bound to the volume that was written.
+pub(super) fn bound(next: &mut RestoreStatus) {
+    next.rest_gauges();
+    if let Some(progress) = &mut next.progress {
+        progress.percent = 100;
     }
 }
 

@@ -104,7 +104,7 @@ pub async fn observe(
 }
 
 /// The class of the source's volume, or of its claim.
-fn class_of(o: &Observed) -> Option<String> {
+pub fn class_of(o: &Observed) -> Option<String> {
     let volume = o.volume.as_ref().and_then(|v| v.spec.as_ref()?.storage_class_name.clone());
     let claim = || o.claim.as_ref().and_then(|c| c.spec.as_ref()?.storage_class_name.clone());
     volume.or_else(claim).filter(|name| !name.is_empty())

@@ -12,14 +12,17 @@ use tokio::time::Instant;
 
 use super::{
     Kind,
-    decide::{Step, attempt_deadline},
+    decide::Step,
+    failing::attempt_deadline,
+    filling::{self, Filled},
     observe::{FINALIZER, Observed, Place, Seen, Target},
-    queue::{Entry, device_held, volume_held},
+    queue::{Entry, claim_held, device_held, volume_held},
     volume::{DEVICE, Exposed, VolumeSeen},
 };
 use crate::{
+    api::common::parse_bytes,
     controller::{
-        FIELD_MANAGER,
+        FIELD_MANAGER, claim,
         context::{ApiError, Context, bounded},
         runner::{Access, AttemptRef, Claim, RunnerError, Volume},
         snapshot::{self, observe::ObserveError, remove::Removal},
@@ -57,14 +60,7 @@ pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Ste
             }
             Ok(())
         }
-        (Step::ExposeVolume, _) => match &o.volume {
-            VolumeSeen::Exposing(decision) => change(context, o, &decision.step).await,
-            VolumeSeen::Idle | VolumeSeen::Removing { .. } => Ok(()),
-        },
-        (Step::RemoveVolume, _) => match &o.volume {
-            VolumeSeen::Removing { removal: Removal::Step(step), .. } => change(context, o, step).await,
-            VolumeSeen::Idle | VolumeSeen::Exposing(_) | VolumeSeen::Removing { .. } => Ok(()),
-        },
+        (Step::ExposeVolume | Step::BindVolume | Step::RemoveVolume, _) => change(context, o).await,
         (Step::StartWorker, Some(attempt)) => start(context, object, o, &attempt).await,
         (Step::OfferCredentials, Some(attempt)) => {
             let Seen::Usable(target) = &o.target else { return Ok(()) };
@@ -86,9 +82,21 @@ pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Ste
     }
 }
 
-/// One change of snapshots, contents, claims or volumes.
-async fn change(context: &Context, o: &Observed, step: &snapshot::Step) -> Result<(), ActError> {
-    Ok(snapshot::act::act(&context.client, &o.wish.uid, &context.namespace, step).await?)
+/// One change of snapshots, contents, claims or volumes: the one that was decided for what is there.
+async fn change(context: &Context, o: &Observed) -> Result<(), ActError> {
+    let (client, owner, namespace) = (&context.client, o.wish.uid.as_str(), context.namespace.as_str());
+    match &o.volume {
+        VolumeSeen::Exposing(decision) => Ok(snapshot::act::act(client, owner, namespace, &decision.step).await?),
+        VolumeSeen::Removing { removal: Removal::Step(step), .. } => {
+            Ok(snapshot::act::act(client, owner, namespace, step).await?)
+        }
+        VolumeSeen::Making(decision) => Ok(claim::act::act(client, owner, namespace, &decision.step).await?),
+        VolumeSeen::Binding(decision) => Ok(claim::act::act(client, owner, namespace, &decision.step).await?),
+        VolumeSeen::Clearing(claim::remove::Removal::Step(step)) => {
+            Ok(claim::act::act(client, owner, namespace, step).await?)
+        }
+        VolumeSeen::Idle | VolumeSeen::Removing { .. } | VolumeSeen::Clearing(_) => Ok(()),
+    }
 }
 
 /// The attempt that status names.
@@ -107,9 +115,10 @@ pub fn entry(o: &Observed) -> Option<Entry> {
         namespace: o.wish.namespace.clone(),
         target: target.chosen.name.clone(),
         urgency: o.wish.urgency,
-        holds: match place.record {
-            None => volume_held(&target.chosen.name, place.volume.as_str()),
-            Some(_) => device_held(&place.device.node, &place.device.path.display().to_string()),
+        holds: match (&place.record, &place.filled) {
+            (None, _) => volume_held(&target.chosen.name, place.volume.as_str()),
+            (Some(_), Some(claim)) => claim_held(&claim.namespace, &claim.name),
+            (Some(_), None) => device_held(&place.device.node, &place.device.path.display().to_string()),
         },
         since,
         target_limits: target.resolved.limits,
@@ -149,13 +158,22 @@ async fn start<K: Kind>(context: &Context, object: &K, o: &Observed, attempt: &A
     let Some(task) = object.task(o, &parts, &context.cluster) else { return Ok(()) };
     let job = job(context, o, parts, task)?;
     let keys = &target.resolved.credentials;
-    let volume = place.exposed.as_deref().map(volume).unwrap_or_default();
+    let volume = match (&place.exposed, &place.filled) {
+        (Some(exposed), _) => exposed_volume(exposed),
+        (None, Some(filled)) => filled_volume(filled),
+        (None, None) => Volume::default(),
+    };
     context.runner.start(&job, keys, &volume).await?;
     context.memory().offered.insert(attempt.clone(), keys.clone());
     Ok(())
 }
 
-fn volume(exposed: &Exposed) -> Volume {
+fn filled_volume(filled: &Filled) -> Volume {
+    let claim = |name: &String| Claim { name: name.clone(), device: filling::DEVICE.into(), access: Access::ReadWrite };
+    Volume { claim: filled.prime.as_ref().map(claim), nodes: None, bytes: parse_bytes(&filled.form.size.0) }
+}
+
+fn exposed_volume(exposed: &Exposed) -> Volume {
     Volume {
         claim: Some(Claim { name: exposed.device.claim.clone(), device: DEVICE.into(), access: Access::ReadOnly }),
         nodes: exposed.device.nodes.clone(),

@@ -14,23 +14,23 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    observe::{
-        Finalizer, Heard, Keys, Life, Observed, Place, Refusal, Seen, Target, WorkerSeen, failure_reason,
-        has_progressed,
+    binding,
+    failing::{
+        attempt_deadline, attempt_start, crash, failed, not_created, refused, said_failure, start_deadline, troubled,
     },
+    observe::{Afterwards, Finalizer, Heard, Keys, Life, Observed, Place, Refusal, Seen, Target, WorkerSeen},
     queue::{Limit, Slot},
-    retry::{self, Past, Progressed},
-    standing::{Activity, Chosen, Failed, Standing, WhatNext},
+    standing::{Activity, Chosen, Standing},
     verifying::verifying,
-    volume::VolumeSeen,
+    volume::{Left, VolumeSeen},
 };
 use crate::{
-    api::{Cause, Reason, Stage, backup::QueueLimit},
+    api::{Cause, Stage, backup::QueueLimit},
     controller::{
-        snapshot::{expose, remove::Removal},
+        snapshot::expose,
         time::{later, until},
     },
-    model::{Failure, FailureReason, Outcome, Phase, limits},
+    model::{Failure, FailureReason, Phase},
 };
 
 /// One act, idempotent.
@@ -46,6 +46,8 @@ pub enum Step {
     StopWorker,
     /// Removes what is left of an ended worker.
     RemoveWorker,
+    /// One step of the written volume on its way to the user's claim.
+    BindVolume,
     /// One step until nothing of the volume is left.
     RemoveVolume,
     RemoveFinalizer,
@@ -69,7 +71,7 @@ pub const DEADLINE_GRACE: Duration = Duration::from_secs(60);
 const VOLUME_PAUSE: Duration = Duration::from_millis(200);
 const VOLUME_WAIT: Duration = Duration::from_secs(1);
 /// A worker that said its last word has this long to end by itself.
-const LEAVE_GRACE: Duration = Duration::from_secs(30);
+pub const LEAVE_GRACE: Duration = Duration::from_secs(30);
 /// What is due is looked at not before this, in case it cannot be done at once, and a timer is not set for longer than that.
 const LOOK_AGAIN_MIN: Duration = Duration::from_secs(1);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
@@ -82,12 +84,13 @@ pub fn decide(o: &Observed, now: Timestamp) -> Decision {
     match o.status.state {
         Some(Stage::Completed) => verifying(o, now).unwrap_or_else(|| history(o, now)),
         Some(Stage::Cancelled | Stage::Deleting) => history(o, now),
-        _ if o.wish.cancel => cancelling(o),
+        _ if o.wish.cancel => cancelling(o, now),
         None | Some(Stage::Pending) => pending(o, now),
         Some(Stage::Error) => resting(o, now),
         Some(Stage::Starting | Stage::InProgress | Stage::Closing) => {
             match o.status.reason.as_deref() == Some(Cause::WaitingForOldWorker.as_str()) {
                 true => pending(o, now),
+                false if binding::is_binding(&o.status) => binding::binding(o, now),
                 false => running(o, now),
             }
         }
@@ -113,12 +116,10 @@ fn deleting(o: &Observed) -> Decision {
 /// What is left of a volume goes before our finalizer does; none: nothing is left, or nothing was looked for.
 fn volume_goes(o: &Observed) -> Option<Decision> {
     let again = |wait| Standing::Unchanged { again: Some(wait) };
-    match &o.volume {
-        VolumeSeen::Removing { removal: Removal::Step(_), .. } => {
-            Some(decided(Step::RemoveVolume, again(VOLUME_PAUSE)))
-        }
-        VolumeSeen::Removing { removal: Removal::Waiting(_), .. } => Some(decided(Step::Nothing, again(VOLUME_WAIT))),
-        VolumeSeen::Removing { removal: Removal::Done, .. } | VolumeSeen::Exposing(_) | VolumeSeen::Idle => None,
+    match o.volume.left() {
+        Left::Something => Some(decided(Step::RemoveVolume, again(VOLUME_PAUSE))),
+        Left::Going => Some(decided(Step::Nothing, again(VOLUME_WAIT))),
+        Left::Nothing => None,
     }
 }
 
@@ -148,9 +149,16 @@ fn idle_finalizer(o: &Observed) -> Step {
     }
 }
 
-fn cancelling(o: &Observed) -> Decision {
-    if let Some(completed) = completed(o) {
-        return completed;
+fn cancelling(o: &Observed, now: Timestamp) -> Decision {
+    match o.wish.afterwards {
+        // What is in the user's hands is finished.
+        Afterwards::BindVolume if binding::is_handed_over(o) => return binding::binding(o, now),
+        Afterwards::BindVolume => {}
+        Afterwards::Nothing => {
+            if let Some(completed) = completed(o) {
+                return completed;
+            }
+        }
     }
     match &o.worker {
         WorkerSeen::Alive { .. } => decided(Step::StopWorker, Standing::Cancelling),
@@ -301,26 +309,11 @@ fn running(o: &Observed, now: Timestamp) -> Decision {
 
 /// What was wished for is true (the record is in the bucket, the volume restored): nothing that happened besides matters.
 fn completed(o: &Observed) -> Option<Decision> {
-    let heard = o.worker.heard()?;
-    let standing = Standing::Completed { heard: Box::new(heard.clone()) };
-    heard.report.is_fulfilled().then(|| decided(Step::Nothing, standing))
-}
-
-/// The worker said why it gave up.
-fn said_failure(o: &Observed, now: Timestamp) -> Option<Decision> {
-    let report = &o.worker.heard()?.report;
-    let failure = match report.outcome.as_ref()? {
-        Outcome::Completed { .. } | Outcome::Restored => return None,
-        Outcome::Failed => report.failure.clone().unwrap_or_else(|| {
-            Failure::new(FailureReason::Bug, "The worker failed without saying why", None, report.time)
-        }),
-        Outcome::Cancelled if o.trouble.is_some() => troubled(o, now)?,
-        Outcome::Cancelled => {
-            let message = "The worker was ended by somebody else than the operator";
-            Failure::new(FailureReason::WorkerCrashed, message, None, report.time)
-        }
-    };
-    Some(failed(o, failure, now))
+    let heard = o.worker.heard().filter(|heard| heard.report.is_fulfilled())?;
+    Some(match o.wish.afterwards {
+        Afterwards::Nothing => decided(Step::Nothing, Standing::Completed { heard: Box::new(heard.clone()) }),
+        Afterwards::BindVolume => binding::begins(o, heard),
+    })
 }
 
 fn starting(o: &Observed, now: Timestamp) -> Decision {
@@ -331,6 +324,9 @@ fn starting(o: &Observed, now: Timestamp) -> Decision {
         && let Seen::Waiting(missing) = &o.place
     {
         return exposing(o, decision, missing, now);
+    }
+    if let (VolumeSeen::Making(_), Seen::Waiting(missing)) = (&o.volume, &o.place) {
+        return decided(Step::ExposeVolume, Standing::ExposingVolume { missing: missing.clone(), taken: None });
     }
     match (&o.place, &o.target) {
         (Seen::Usable(_), Seen::Usable(_)) => decided(Step::StartWorker, Standing::StartingWorker { problem: None }),
@@ -358,36 +354,6 @@ fn exposing(o: &Observed, decision: &expose::Decision, missing: &Refusal, now: T
         return failed(o, Failure::new(FailureReason::SnapshotNotReady, message, None, now), now);
     }
     decided(Step::ExposeVolume, Standing::ExposingVolume { missing: missing.clone(), taken })
-}
-
-fn start_deadline(o: &Observed, now: Timestamp) -> Option<Failure> {
-    let limit = o.wish.deadlines.start;
-    (now >= later(attempt_start(o, now), limit)).then(|| {
-        let waited = format!("was not heard within deadlines.start ({} s)", limit.as_secs());
-        match (&o.trouble, &o.place) {
-            (Some(trouble), _) => {
-                Failure::new(trouble.reason, format!("{} (the worker {waited})", trouble.message), None, now)
-            }
-            (None, Seen::Waiting(missing)) => {
-                let message = format!("{} (the worker {waited})", missing.message);
-                Failure::new(FailureReason::WorkerNotStarted, message, None, now)
-            }
-            (None, _) => Failure::new(FailureReason::WorkerNotStarted, format!("The worker {waited}"), None, now),
-        }
-    })
-}
-
-/// A Job without a Pod is given up early: what refuses its Pod rarely changes its mind for the same one.
-fn not_created(o: &Observed, now: Timestamp) -> Option<Failure> {
-    let is_late = now >= later(attempt_start(o, now), limits::POD_DEADLINE);
-    let is_refused = o.trouble.as_ref().is_some_and(|t| t.reason == FailureReason::WorkerNotCreated);
-    if is_late && is_refused { troubled(o, now) } else { None }
-}
-
-/// What the cluster did to the worker, as its failure.
-fn troubled(o: &Observed, now: Timestamp) -> Option<Failure> {
-    let trouble = o.trouble.as_ref()?;
-    Some(Failure::new(trouble.reason, trouble.message.clone(), None, now))
 }
 
 fn alive(o: &Observed, heard: &Heard, silent_for: Duration, now: Timestamp) -> Decision {
@@ -428,64 +394,4 @@ fn silent(o: &Observed, heard: Option<&Heard>, silent_for: Duration, now: Timest
 
 fn stopped(decision: Decision) -> Decision {
     Decision { step: Step::StopWorker, ..decision }
-}
-
-/// A worker that left no last word: its exit code is still a reason.
-fn crash(exit_code: Option<i32>, last_lines: &str, now: Timestamp) -> Failure {
-    let (reason, what) = match exit_code {
-        None => (FailureReason::WorkerCrashed, "The worker ended without a last word".to_owned()),
-        Some(137) => {
-            (FailureReason::WorkerCrashed, "The worker was killed (signal 9), by a person, or by the kernel for memory: its machine's kernel log tells".to_owned())
-        }
-        Some(64) => (FailureReason::BadJobSpec, "The worker refused its job (exit code 64)".to_owned()),
-        Some(code) => {
-            (FailureReason::WorkerCrashed, format!("The worker ended with exit code {code} and no last word"))
-        }
-    };
-    let message =
-        if last_lines.trim().is_empty() { what } else { format!("{what}; its log ends: {}", last_lines.trim()) };
-    Failure::new(reason, message, None, now)
-}
-
-/// Refused before any worker started: only a person can change that.
-fn refused(o: &Observed, reason: Reason, message: String, now: Timestamp) -> Decision {
-    let consecutive = o.status.consecutive_failures.unwrap_or(0);
-    let failure = Failed { reason, message, object: None, time: now, next: WhatNext::Never, consecutive };
-    decided(Step::Nothing, Standing::Failed { failure: Box::new(failure), heard: None })
-}
-
-/// An attempt failed: the policy says what follows.
-fn failed(o: &Observed, failure: Failure, now: Timestamp) -> Decision {
-    let heard = o.worker.heard();
-    let past = Past {
-        consecutive: o.status.consecutive_failures.and_then(|c| u32::try_from(c).ok()).unwrap_or(0),
-        previous: o.status.failure.as_ref().and_then(|f| failure_reason(&f.reason)),
-        // What status says of this attempt counts too: an operator that was restarted may hear nothing of it any more.
-        progress: if o.shown == Progressed::Yes { o.shown } else { has_progressed(heard.map(|h| &h.report)) },
-    };
-    let (next, consecutive) = match retry::next(o.wish.retry, past, failure.reason) {
-        retry::Next::Again { after, consecutive } if later(now, after) < attempt_deadline(o, now) => {
-            (WhatNext::At(later(now, after)), consecutive)
-        }
-        retry::Next::Again { consecutive, .. } | retry::Next::Exhausted { consecutive } => {
-            (WhatNext::Exhausted, consecutive)
-        }
-        retry::Next::Never { consecutive } => (WhatNext::Never, consecutive),
-    };
-    let failure = Failed::of(failure, next, consecutive);
-    let standing = Standing::Failed { failure: Box::new(failure), heard: heard.cloned().map(Box::new) };
-    decided(Step::Nothing, standing)
-}
-
-fn attempt_start(o: &Observed, now: Timestamp) -> Timestamp {
-    o.status.attempt.as_ref().and_then(|a| a.start_time.as_ref()).map_or(now, |t| t.0)
-}
-
-/// When the current attempt must have ended: with the whole of `deadlines.total`, or, if a person asked for it after that, a whole
-/// `deadlines.total` after its own start.
-pub fn attempt_deadline(o: &Observed, now: Timestamp) -> Timestamp {
-    let total = o.wish.deadlines.total;
-    let whole = later(o.status.start_time.as_ref().map_or(now, |t| t.0), total);
-    let began = attempt_start(o, now);
-    if began >= whole { later(began, total) } else { whole }
 }

@@ -3,11 +3,14 @@
 //!
 //! * `observe`   the values a decision rests on
 //! * `volume`    a claim or snapshot on its way to a device, and away again
+//! * `filling`   a claim that is filled, on its way to a device, to its user, and away again
 //! * `target`    which target an object uses, and whether it may
 //! * `hear`      reports of workers, three carriers, one way of believing
 //! * `queue`     who may start: one queue for all workers
 //! * `retry`     what a failure leads to
 //! * `decide`    pure and total: one step and a standing
+//! * `failing`   what an attempt that failed leads to
+//! * `binding`   from a written volume to a bound claim
 //! * `standing`  what a user sees of it: stage, reason, conditions, event, next look
 //! * `status`    the next status, what a write is worth, and the write
 //! * `verifying` what is looked at again after completion
@@ -18,7 +21,10 @@
 //! fields of its status that nobody else has.
 
 pub mod act;
+pub mod binding;
 pub mod decide;
+pub mod failing;
+pub mod filling;
 pub mod hear;
 pub mod observe;
 pub mod queue;
@@ -92,6 +98,14 @@ pub trait Kind:
     fn volume(&self, _: &Context) -> Option<volume::Wanted> {
         None
     }
+
+    /// The claim its worker fills, if it does.
+    fn filling(&self, _: &Context) -> Option<filling::Wanted> {
+        None
+    }
+
+    /// Writes that the claim is filled and bound.
+    fn bound(_: &mut Self::Status) {}
 
     /// Writes which point in time is read; only once.
     fn taken(_: &mut Self::Status, _: &Taken) {}
@@ -215,10 +229,17 @@ async fn observe<K: Kind>(object: &K, context: &Context) -> Result<Observed, Rec
         false => worker(&wish.uid, &status, u64::try_from(done).unwrap_or(0), context).await?,
     };
     let situation = Situation { wish: &wish, status: &status, worker: &worker, now: now() };
-    let (place, volume) = match (problem, object.volume(context).filter(|_| !is_settled)) {
-        (Some(problem), _) => (Seen::Refused(Refusal::new(Cause::InvalidSpec, problem.to_string())), VolumeSeen::Idle),
-        (None, Some(wanted)) => volume::look(context, &wanted, &situation).await?,
-        (None, None) => (object.place(context, &territory), VolumeSeen::Idle),
+    let (reads, fills) = match is_settled {
+        true => (None, None),
+        false => (object.volume(context), object.filling(context)),
+    };
+    let (place, volume) = match (problem, reads, fills) {
+        (Some(problem), _, _) => {
+            (Seen::Refused(Refusal::new(Cause::InvalidSpec, problem.to_string())), VolumeSeen::Idle)
+        }
+        (None, Some(wanted), _) => volume::look(context, &wanted, &situation).await?,
+        (None, None, Some(wanted)) => filling::look(context, &wanted, &situation).await?,
+        (None, None, None) => (object.place(context, &territory), VolumeSeen::Idle),
     };
     let slot = context.queue().slot(&wish.uid);
     let moved = object.status().map_or(0, Status::moved_blocks);
@@ -344,7 +365,7 @@ fn tell<K: Kind>(object: &K, o: &Observed, standing: &Standing, next: &Course, c
     let (kind, reason) = (K::kind(&()), next.reason.as_deref().unwrap_or(""));
     tracing::info!(%kind, name = %o.wish.name, namespace = %o.wish.namespace, attempt = attempt(next), state = ?next.state, reason, "Object changed");
     match standing {
-        Standing::Completed { .. } => context.metrics.attempt_completed(),
+        Standing::Completed { .. } | Standing::Bound => context.metrics.attempt_completed(),
         Standing::Failed { failure, .. } => {
             if let crate::api::Reason::Failure(reason) = failure.reason {
                 context.metrics.attempt_failed(reason);

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{
+    filling::Filled,
     queue::{Slot, Urgency},
     retry::{Policy, Progressed},
     volume::{Exposed, VolumeSeen},
@@ -81,6 +82,15 @@ pub struct Wish {
     pub look_again: Option<Timestamp>,
     /// What is looked at again after completion.
     pub verify: VerifyDepth,
+    pub afterwards: Afterwards,
+}
+
+/// What there is to do when the worker has done all of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    Nothing,
+    /// The volume that was written becomes a claim's.
+    BindVolume,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +152,8 @@ pub struct Place {
     pub facts: Option<Box<ObservedSource>>,
     /// The point in time and the claim it is exposed as.
     pub exposed: Option<Box<Exposed>>,
+    /// The claim that is filled, if it is one.
+    pub filled: Option<Box<Filled>>,
 }
 
 /// A device or file of a node, by its words alone.
@@ -280,6 +292,7 @@ pub fn wish(meta: &ObjectMeta, words: &Words<'_>) -> (Wish, Option<InvalidField>
         holds: false,
         look_again: None,
         verify: VerifyDepth::None,
+        afterwards: Afterwards::Nothing,
     };
     (wish, problem)
 }

@@ -27,7 +27,7 @@ pub struct Entry {
     /// Name of the target.
     pub target: String,
     pub urgency: Urgency,
-    /// What only one worker may work on: a Backup's volume in its target, a Restore's device.
+    /// What only one worker may work on: a Backup's volume in its target, a Restore's device or claim.
     pub holds: String,
     /// Waiting since.
     pub since: Timestamp,
@@ -48,6 +48,11 @@ pub fn volume_held(target: &str, volume: &str) -> String {
 /// Two Restores to one device wait for each other, wherever they read from.
 pub fn device_held(node: &str, path: &str) -> String {
     format!("device {node}:{path}")
+}
+
+/// And two to one claim.
+pub fn claim_held(namespace: &str, claim: &str) -> String {
+    format!("claim {namespace}/{claim}")
 }
 
 /// Somebody waits for a Restore.

@@ -19,7 +19,7 @@ use crate::{
 /// How an object stands.
 ///
 /// ```text
-/// Waiting → Queued → Beginning → StartingWorker → Working → Completed
+/// Waiting → Queued → Beginning → StartingWorker → Working → Completed, or Binding → Bound
 ///    └────────┴─────────┴────────────┴──────────────┴→ Failed → (Queued …) or Cancelling → Cancelled
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +64,14 @@ pub enum Standing {
     Completed {
         heard: Box<Heard>,
     },
+    /// The worker has done its work, and the volume is on its way to its claim.
+    Binding {
+        waiting: String,
+        heard: Option<Box<Heard>>,
+        again: Duration,
+    },
+    /// Completed: the volume is written and its claim is bound.
+    Bound,
     /// Completed before; now the verification that followed has its verdict.
     Verified {
         verification: Verification,
@@ -177,7 +185,8 @@ impl Standing {
                 Activity::Flushing => (S::Closing, C::Flushing.into()),
                 Activity::ReadingBack => (S::Closing, C::ReadingBack.into()),
             },
-            Standing::Completed { .. } => (S::Completed, C::Completed.into()),
+            Standing::Completed { .. } | Standing::Bound => (S::Completed, C::Completed.into()),
+            Standing::Binding { .. } => (S::Closing, C::BindingVolume.into()),
             Standing::Failed { failure, .. } => (S::Error, failure.reason),
             Standing::Cancelling => return None,
             Standing::Cancelled { .. } => (S::Cancelled, C::CancelledByUser.into()),
@@ -216,6 +225,10 @@ impl Standing {
             },
             Standing::Verified { verification } => verification.message.clone(),
             Standing::Completed { .. } => words.completed.into(),
+            Standing::Binding { waiting, .. } => format!("Every block is on the volume; {waiting}"),
+            Standing::Bound => {
+                "Every block's checksum held, the volume put them on stable storage, and its claim is bound".into()
+            }
             Standing::Failed { failure, .. } => failure.message.clone(),
             Standing::Cancelling => "The worker is being stopped".into(),
             Standing::Cancelled { .. } => words.cancelled.into(),
@@ -231,10 +244,11 @@ impl Standing {
             _ => self.state()?.1,
         };
         let message = self.message(words);
-        let ready = if matches!(self, Standing::Completed { .. }) { Truth::True } else { Truth::False };
+        let is_completed = matches!(self, Standing::Completed { .. } | Standing::Bound);
+        let ready = if is_completed { Truth::True } else { Truth::False };
         let mut claims = vec![Claim::new(ConditionType::Ready, ready, reason, message.clone())];
         match self {
-            Standing::Completed { .. } => {}
+            Standing::Completed { .. } | Standing::Bound => {}
             Standing::Cancelled { .. } => {
                 claims.push(Claim::new(ConditionType::Stalled, Truth::True, Cause::CancelledByUser, message));
             }
@@ -271,9 +285,10 @@ impl Standing {
     pub fn heard(&self) -> Option<&Heard> {
         match self {
             Standing::Completed { heard } => Some(heard),
-            Standing::Working { heard, .. } | Standing::Failed { heard, .. } | Standing::Cancelled { heard } => {
-                heard.as_deref()
-            }
+            Standing::Working { heard, .. }
+            | Standing::Binding { heard, .. }
+            | Standing::Failed { heard, .. }
+            | Standing::Cancelled { heard } => heard.as_deref(),
             _ => None,
         }
     }
@@ -309,6 +324,9 @@ impl Standing {
             ),
             Standing::Working { .. } => None,
             Standing::Completed { heard } => normal("Completed", completed(&heard.report)),
+            Standing::Binding { heard: Some(heard), .. } => normal("DataRestored", completed(&heard.report)),
+            Standing::Binding { heard: None, .. } => None,
+            Standing::Bound => normal("Completed", self.message(words)),
             Standing::Verified { verification } => match verification.verdict {
                 Verdict::Running => None,
                 Verdict::Passed => normal("VerificationPassed", self.message(words)),
@@ -331,6 +349,7 @@ impl Standing {
             Standing::Beginning { .. } => Some(Duration::ZERO),
             // Somebody is to appear or to go any moment.
             Standing::ExposingVolume { .. } => Some(Duration::from_millis(500)),
+            Standing::Binding { again, .. } => Some(*again),
             Standing::StartingWorker { problem: None } => Some(Duration::from_millis(250)),
             Standing::StartingWorker { problem: Some(_) } | Standing::WaitingForOldWorker => {
                 Some(Duration::from_secs(1))
@@ -342,7 +361,7 @@ impl Standing {
                 WhatNext::Exhausted | WhatNext::Never => Some(Duration::from_secs(1)),
             },
             // What is left of the worker is removed on the next pass.
-            Standing::Completed { .. } | Standing::Verified { .. } | Standing::Cancelled { .. } => {
+            Standing::Completed { .. } | Standing::Bound | Standing::Verified { .. } | Standing::Cancelled { .. } => {
                 Some(Duration::from_secs(1))
             }
         }

@@ -62,6 +62,7 @@ pub fn next_status<K: Kind>(object: &K, o: &Observed, standing: &Standing, now: 
             next.clear_progress();
         }
         Standing::ExposingVolume { taken: Some(taken), .. } => K::taken(&mut next, taken),
+        Standing::Bound => K::bound(&mut next),
         _ => {}
     }
     if let Some(heard) = standing.heard() {
@@ -132,6 +133,7 @@ fn apply(next: &mut Course, o: &Observed, standing: &Standing, now: Timestamp) {
         Standing::Waiting { .. }
         | Standing::WaitingForOldWorker
         | Standing::Working { .. }
+        | Standing::Binding { .. }
         | Standing::Cancelled { .. } => next.next_retry_time = None,
         Standing::Queued { limit, .. } => {
             next.next_retry_time = None;
@@ -148,7 +150,7 @@ fn apply(next: &mut Course, o: &Observed, standing: &Standing, now: Timestamp) {
             });
             (next.requests, next.next_retry_time) = (None, None);
         }
-        Standing::Completed { .. } => {
+        Standing::Completed { .. } | Standing::Bound => {
             next.completion_time = Some(Time(now));
             next.consecutive_failures = None;
             next.next_retry_time = None;

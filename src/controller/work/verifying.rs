@@ -8,7 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    decide::{DEADLINE_GRACE, Decision, Step, attempt_deadline},
+    decide::{DEADLINE_GRACE, Decision, Step},
+    failing::attempt_deadline,
     observe::{Keys, Observed, WorkerSeen},
     standing::Standing,
 };

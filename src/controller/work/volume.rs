@@ -16,13 +16,18 @@ use kube::ResourceExt;
 
 use super::observe::{Finalizer, HostDevice, Life, Place, PlaceSeen, Refusal, Seen, Wish, WorkerSeen};
 use crate::{
-    api::{Cause, Course, Stage, backup_status::ObservedSource, common::count},
+    api::{
+        Cause, Course, Stage,
+        backup_status::ObservedSource,
+        common::{AccessMode, count},
+    },
     controller::{
+        claim::{self, bind, prepare},
         context::Context,
         snapshot::{
             self, Step,
             expose::{Decision, Device, Standing, Taken, expose},
-            observe::{ObserveError, Observed, observe, remains},
+            observe::{ObserveError, Observed, class_of, observe, remains},
             remove::{Extent, Removal, remove},
         },
         time::later,
@@ -54,6 +59,39 @@ pub enum VolumeSeen {
         /// The snapshot stays until then.
         kept_until: Option<Timestamp>,
     },
+    /// A claim to be filled is on its way to a device,
+    Making(Box<prepare::Decision>),
+    /// the written volume to the user's claim,
+    Binding(Box<bind::Decision>),
+    /// and what is left of it away.
+    Clearing(claim::remove::Removal),
+}
+
+/// What is left to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    Nothing,
+    /// It was asked to go.
+    Going,
+    Something,
+}
+
+impl VolumeSeen {
+    pub fn left(&self) -> Left {
+        use claim::remove::Removal as Clearing;
+        match self {
+            VolumeSeen::Removing { removal: Removal::Step(_), .. } | VolumeSeen::Clearing(Clearing::Step(_)) => {
+                Left::Something
+            }
+            VolumeSeen::Removing { removal: Removal::Waiting(_), .. } | VolumeSeen::Clearing(Clearing::Waiting(_)) => {
+                Left::Going
+            }
+            VolumeSeen::Removing { removal: Removal::Done, .. } | VolumeSeen::Clearing(Clearing::Done) => Left::Nothing,
+            VolumeSeen::Idle | VolumeSeen::Exposing(_) | VolumeSeen::Making(_) | VolumeSeen::Binding(_) => {
+                Left::Nothing
+            }
+        }
+    }
 }
 
 /// What a worker is given.
@@ -169,7 +207,7 @@ async fn decided(context: &Context, wanted: &Wanted) -> Result<Result<(Observed,
 
 fn placed(volume: VolumeName, facts: Option<ObservedSource>, exposed: Option<Exposed>) -> Place {
     let device = HostDevice { path: DEVICE.into(), root: "/dev".into(), node: String::new() };
-    Place { volume, device, record: None, facts: facts.map(Box::new), exposed: exposed.map(Box::new) }
+    Place { volume, device, record: None, facts: facts.map(Box::new), exposed: exposed.map(Box::new), filled: None }
 }
 
 /// A snapshot whose claim is gone has only the driver's name for its volume.
@@ -190,13 +228,17 @@ fn name(context: &Context, o: &Observed) -> VolumeName {
 fn facts(o: &Observed) -> ObservedSource {
     let claim = o.claim.as_ref();
     let volume = o.volume.as_ref();
-    let csi = volume.and_then(|v| v.spec.as_ref()?.csi.as_ref()).map(|csi| csi.driver.clone());
+    let csi = volume.and_then(|v| v.spec.as_ref()?.csi.as_ref());
+    let modes = claim.and_then(|c| c.spec.as_ref()?.access_modes.as_ref());
     ObservedSource {
         persistent_volume_claim_name: claim.map(ResourceExt::name_any),
         persistent_volume_claim_uid: claim.and_then(ResourceExt::uid),
         persistent_volume_name: volume.map(ResourceExt::name_any),
-        driver: csi.or(o.content.as_ref().map(|c| c.spec.driver.clone())),
+        driver: csi.map(|csi| csi.driver.clone()).or(o.content.as_ref().map(|c| c.spec.driver.clone())),
         volume_mode: claim.and_then(|c| c.spec.as_ref()?.volume_mode.clone()),
+        storage_class_name: class_of(o),
+        access_modes: modes.into_iter().flatten().filter_map(|mode| AccessMode::of(mode)).collect(),
+        fs_type: csi.and_then(|csi| csi.fs_type.clone()).filter(|kind| !kind.is_empty()),
         bytes: o.snapshot.as_ref().and_then(snapshot::objects::VolumeSnapshot::restore_bytes).map(count),
         path: None,
     }

@@ -8,10 +8,11 @@ use jiff::Timestamp;
 
 use super::{
     Kind,
+    binding::is_binding,
     decide::{Decision, Step, decide},
     observe::{
-        Deadlines, Finalizer, Heard, HostDevice, Keys, Life, Observed, Place, Record, Refusal, Seen, Target, Wish,
-        WorkerSeen,
+        Afterwards, Deadlines, Finalizer, Heard, HostDevice, Keys, Life, Observed, Place, Record, Refusal, Seen,
+        Target, Wish, WorkerSeen,
     },
     queue::{Limit, Slot, TargetLimits, Urgency},
     retry::{Policy, Progressed},
@@ -66,6 +67,7 @@ pub fn wish(urgency: Urgency) -> Wish {
         holds: false,
         look_again: None,
         verify: VerifyDepth::None,
+        afterwards: Afterwards::Nothing,
     }
 }
 
@@ -79,7 +81,14 @@ pub fn place() -> Place {
         bytes: None,
     };
     let device = HostDevice { path: "/dev/a".into(), root: "/dev".into(), node: "n".into() };
-    Place { volume: VolumeName::of_host_device("n", "pg"), device, record: Some(record), facts: None, exposed: None }
+    Place {
+        volume: VolumeName::of_host_device("n", "pg"),
+        device,
+        record: Some(record),
+        facts: None,
+        exposed: None,
+        filled: None,
+    }
 }
 
 pub fn target() -> Target {
@@ -134,7 +143,7 @@ pub fn heard(phase: Phase, counters: Counters, outcome: Option<Outcome>) -> Hear
 /// The world in which all goes well, for this object.
 pub fn observed<K: Kind>(object: &K) -> Observed {
     Observed {
-        wish: wish(object.wish().0.urgency),
+        wish: Wish { afterwards: object.wish().0.afterwards, ..wish(object.wish().0.urgency) },
         status: course(object),
         place: Seen::Usable(Box::new(place())),
         target: Seen::Usable(Box::new(target())),
@@ -166,16 +175,16 @@ fn workers(heard: &[Heard]) -> Vec<Arc<WorkerSeen>> {
     all.into_iter().map(Arc::new).collect()
 }
 
-fn wishes(urgency: Urgency) -> Vec<Wish> {
+fn wishes(wish: &Wish) -> Vec<Wish> {
     let mut all = vec![];
     for life in [Life::Wanted, Life::Deleting] {
         for cancel in [false, true] {
             for finalizer in [Finalizer::Present, Finalizer::Absent] {
                 for retry_request in [None, Some("again".to_owned())] {
-                    all.push(Wish { life, cancel, finalizer, retry_request, ..wish(urgency) });
+                    all.push(Wish { life, cancel, finalizer, retry_request, ..wish.clone() });
                 }
                 if !cancel {
-                    all.push(Wish { life, finalizer, holds: true, ..wish(urgency) });
+                    all.push(Wish { life, finalizer, holds: true, ..wish.clone() });
                 }
             }
         }
@@ -183,10 +192,11 @@ fn wishes(urgency: Urgency) -> Vec<Wish> {
     all
 }
 
-/// All the worlds of a kind: objects in every state, and every report of a worker.
+/// All the worlds of a kind: objects in every state, every report of a worker, and how far a volume can be.
 pub struct Worlds<K> {
     pub objects: Vec<K>,
     pub reports: Vec<Heard>,
+    pub volumes: Vec<VolumeSeen>,
 }
 
 impl<K: Kind> Worlds<K> {
@@ -206,17 +216,22 @@ impl<K: Kind> Worlds<K> {
         let mut count = 0;
         for object in &self.objects {
             let well = observed(object);
-            for wish in wishes(well.wish.urgency) {
+            for wish in wishes(&well.wish) {
                 for (i, worker) in workers.iter().enumerate() {
                     // A worker is that of an attempt.
                     if i > 0 && well.status.attempt.is_none() {
                         continue;
                     }
                     for (place, target) in &places {
-                        for slot in [Slot::Gathering, Slot::Waiting(Limit::Target), Slot::Held] {
-                            let (place, target) = (place.clone(), target.clone());
+                        let slots = [Slot::Gathering, Slot::Waiting(Limit::Target), Slot::Held];
+                        for (slot, volume) in slots.iter().flat_map(|s| self.volumes.iter().map(move |v| (*s, v))) {
+                            // A volume is looked at when no worker has it.
+                            if i > 0 && *volume != VolumeSeen::Idle {
+                                continue;
+                            }
+                            let (place, target, volume) = (place.clone(), target.clone(), volume.clone());
                             let (wish, worker) = (wish.clone(), (**worker).clone());
-                            let o = Observed { wish, place, target, slot, worker, ..well.clone() };
+                            let o = Observed { wish, place, target, slot, worker, volume, ..well.clone() };
                             moments.iter().for_each(|now| check(object, &o, *now));
                             count += 1;
                         }
@@ -263,10 +278,15 @@ impl<K: Kind> Worlds<K> {
         self.visit(|object, o, now| {
             let decision = decide(o, now);
             let next = next_status(object, o, &decision.standing, now).course();
+            let said = o.worker.heard().is_some_and(|h| h.report.is_fulfilled());
             if next.state == Some(Stage::Completed) && o.status.state != Some(Stage::Completed) {
-                let said = o.worker.heard().is_some_and(|h| h.report.is_fulfilled());
-                assert!(said, "{o:#?}\n{decision:#?}");
+                // Of a claim that is filled the word stands in status, and the cluster says the rest.
+                let is_bound = is_binding(&o.status) && decision.standing == Standing::Bound;
+                let is_filled = o.wish.afterwards == Afterwards::BindVolume;
+                assert!(if is_filled { is_bound } else { said }, "{o:#?}\n{decision:#?}");
             }
+            let begins = is_binding(&next) && !is_binding(&o.status);
+            assert!(!begins || said, "{o:#?}\n{decision:#?}");
         });
     }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod bucket;
+pub mod shop;
 
 use std::{
     sync::{

@@ -1,9 +1,14 @@
 //! What a cluster does for a Job, played by the test on a real API server: the Job controller (one Pod per Job, its end
 //! counted), the garbage collector (foreground deletion) and the kubelet (mounts, a process, status, the last word). Pods
 //! are real worker processes on loopback addresses of their own. It is as strict as the real thing where we know how that
-//! is: a Pod is made once, its status is written before and after, a deleted Pod gets SIGTERM and goes when it has ended.
+//! is: a Pod is made once, gets a node when its claims are bound and says until then why not, its status is written before
+//! and after, a deleted Pod gets SIGTERM and goes when it has ended. A Pod without an owner is a user's: it runs, does
+//! nothing, and holds its claims.
 //!
-//! Not played: scheduling, images, security contexts, logs (the API server would ask a kubelet for them).
+//! Not played: choosing a node, images, security contexts, mounts of a claim's filesystem, logs (the API server would ask a
+//! kubelet for them).
+
+mod claims;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,7 +34,14 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Process, locked, operator::program};
+use super::{
+    Process, locked,
+    operator::program,
+    storage::{Storage, Volumes},
+};
+
+/// The one there is.
+pub const NODE: &str = "test-node";
 
 /// How much of a cluster is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +67,9 @@ struct Shared {
     directory: TempDir,
     /// Processes by Pod uid.
     running: Mutex<HashMap<String, Running>>,
-    /// Which file is which claim's device.
+    /// Which file is which claim's device: what a test says, and what the storage has.
     devices: Mutex<HashMap<String, PathBuf>>,
+    volumes: Mutex<Option<Volumes>>,
     address: AtomicU8,
     created: Mutex<Vec<String>>,
 }
@@ -76,6 +89,7 @@ impl Node {
             directory: super::scratch("node"),
             running: Mutex::default(),
             devices: Mutex::default(),
+            volumes: Mutex::default(),
             address: AtomicU8::new(1),
             created: Mutex::default(),
         });
@@ -95,6 +109,16 @@ impl Node {
     /// This claim's device is that file.
     pub fn device(&self, claim: &str, file: &Path) {
         locked(&self.shared.devices).insert(claim.to_owned(), file.to_owned());
+    }
+
+    /// From now on claims' devices are this storage's volumes, but for those that a test gave.
+    pub fn uses(&self, storage: &Storage) {
+        *locked(&self.shared.volumes) = Some(storage.volumes());
+    }
+
+    /// What this Pod's device paths are here.
+    pub async fn devices_of(&self, pod: &Pod) -> BTreeMap<String, PathBuf> {
+        self.shared.devices_of(pod).await.expect("the API server answers")
     }
 
     /// `kill -9` of every worker that runs. How many there were.
@@ -131,10 +155,9 @@ impl Shared {
         }
         let pods = self.api::<Pod>().list(&ListParams::default()).await?.items;
         let jobs = self.api::<Job>().list(&ListParams::default()).await?.items;
-        for pod in pods
-            .iter()
-            .filter(|pod| !pod.owner_references().iter().any(|o| jobs.iter().any(|j| j.uid().as_ref() == Some(&o.uid))))
-        {
+        let has_owner =
+            |pod: &Pod| pod.owner_references().iter().any(|o| jobs.iter().any(|j| j.uid().as_ref() == Some(&o.uid)));
+        for pod in pods.iter().filter(|pod| !pod.owner_references().is_empty() && !has_owner(pod)) {
             self.orphan(pod).await?;
         }
         for job in jobs {
@@ -212,9 +235,6 @@ impl Shared {
         let labels = pod.metadata.labels.get_or_insert_default();
         labels.insert("batch.kubernetes.io/job-name".into(), job.name_any());
         pod.metadata.owner_references = Some(vec![job.controller_owner_ref(&()).expect("it was read")]);
-        if self.plays == Plays::Everything {
-            pod.spec.get_or_insert_default().node_name = Some("test-node".into());
-        }
         self.api::<Pod>().create(&PostParams::default(), &pod).await?;
         locked(&self.created).push(name);
         let now = tidemark::telemetry::now().to_string();
@@ -250,8 +270,11 @@ impl Shared {
             return Ok(());
         }
         let is_running = locked(&self.running).contains_key(&uid);
+        let has_node = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
         match (is_running, is_deleting) {
             (false, true) => return self.collect(&[pod]).await,
+            (false, false) if !has_node => return self.schedule(pod).await,
+            (false, false) if pod.owner_references().is_empty() => return self.pause(pod, &phase).await,
             (false, false) => return self.launch(pod, &uid).await,
             (true, _) => {}
         }
@@ -280,8 +303,8 @@ impl Shared {
     async fn launch(&self, pod: &Pod, uid: &str) -> kube::Result<()> {
         let room = self.directory.path().join(uid);
         let address = self.address(pod);
-        if !self.mount(pod, &room).await? {
-            // A Secret that is missing keeps a Pod in ContainerCreating.
+        if !self.has_claims(pod).await? || !self.mount(pod, &room).await? {
+            // A claim or a Secret that is missing keeps a Pod in ContainerCreating.
             return Ok(());
         }
         let container = &pod.spec.as_ref().expect("a Pod has a spec").containers[0];
@@ -310,12 +333,13 @@ impl Shared {
 
     /// Secrets as files, the Pod's uid, and empty directories. False: something is missing.
     async fn mount(&self, pod: &Pod, room: &Path) -> kube::Result<bool> {
+        let devices = self.devices_of(pod).await?;
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
             let path = room.join(&volume.name);
             std::fs::create_dir_all(&path).expect("the scratch directory is ours");
             if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_ref()) {
                 let Some(secret) = self.api::<Secret>().get_opt(name).await? else { return Ok(false) };
-                self.write_secret(pod, &secret, &path);
+                write_secret(&devices, &secret, &path);
             } else if volume.downward_api.is_some() {
                 std::fs::write(path.join("uid"), pod.uid().unwrap_or_default()).expect("ours");
             }
@@ -323,28 +347,21 @@ impl Shared {
         Ok(true)
     }
 
-    fn write_secret(&self, pod: &Pod, secret: &Secret, path: &Path) {
-        for (key, value) in secret.data.iter().flatten() {
-            let mut text = String::from_utf8(value.0.clone()).expect("our Secrets are text");
-            // A device of the Pod is a file here.
-            for (device, file) in self.devices_of(pod) {
-                text = text.replace(&format!("\"{device}\""), &json!(file).to_string());
-                text = text.replace("\"root\":\"/dev\"", &format!("\"root\":{}", json!(file.parent())));
-            }
-            let new = path.join(format!(".{key}.new"));
-            std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path.join(key))).expect("ours");
-        }
-    }
-
-    fn devices_of(&self, pod: &Pod) -> BTreeMap<String, PathBuf> {
-        let devices = locked(&self.devices);
+    async fn devices_of(&self, pod: &Pod) -> kube::Result<BTreeMap<String, PathBuf>> {
         let spec = pod.spec.as_ref().expect("a Pod has a spec");
-        let claim = |volume: &str| {
-            let volume = spec.volumes.iter().flatten().find(|v| v.name == volume)?;
-            devices.get(&volume.persistent_volume_claim.as_ref()?.claim_name).cloned()
-        };
-        let wanted = spec.containers[0].volume_devices.iter().flatten();
-        wanted.filter_map(|d| Some((d.device_path.clone(), claim(&d.name)?))).collect()
+        let volumes = locked(&self.volumes).clone();
+        let mut devices = BTreeMap::new();
+        for device in spec.containers[0].volume_devices.iter().flatten() {
+            let volume = spec.volumes.iter().flatten().find(|v| v.name == device.name);
+            let Some(claim) = volume.and_then(|v| v.persistent_volume_claim.as_ref()) else { continue };
+            let given = locked(&self.devices).get(&claim.claim_name).cloned();
+            let file = match (given, &volumes) {
+                (None, Some(volumes)) => volumes.file(&self.namespace, &claim.claim_name).await?,
+                (given, _) => given,
+            };
+            devices.extend(file.map(|file| (device.device_path.clone(), file)));
+        }
+        Ok(devices)
     }
 
     async fn pod_status(&self, pod: &Pod, phase: &str, address: Option<Ipv4Addr>, state: Value) -> kube::Result<()> {
@@ -357,6 +374,19 @@ impl Shared {
         }
         let patch = json!({"status": status});
         self.api::<Pod>().patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+    }
+}
+
+fn write_secret(devices: &BTreeMap<String, PathBuf>, secret: &Secret, path: &Path) {
+    for (key, value) in secret.data.iter().flatten() {
+        let mut text = String::from_utf8(value.0.clone()).expect("our Secrets are text");
+        // A device of the Pod is a file here.
+        for (device, file) in devices {
+            text = text.replace(&format!("\"{device}\""), &json!(file).to_string());
+            text = text.replace("\"root\":\"/dev\"", &format!("\"root\":{}", json!(file.parent())));
+        }
+        let new = path.join(format!(".{key}.new"));
+        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path.join(key))).expect("ours");
     }
 }
 
