@@ -299,7 +299,7 @@ impl Read<'_> {
     }
 
     async fn stream(&mut self, entry: &Entry) -> Result<RecordHead, StoreError> {
-        let mut reader = RecordReader::open(self.client, entry).await?;
+        let mut reader = RecordReader::open_listed(self.client.clone(), entry).await?;
         let counts = !self.is_doomed(reader.head()) && !self.tombstones.covers(reader.head());
         while let Some(block) = reader.next().await? {
             if counts && !self.listed.name(&block.block_checksum)? {
@@ -307,13 +307,13 @@ impl Read<'_> {
                 self.missing_first.get_or_insert_with(|| self.layout.block(&block.block_checksum));
             }
         }
-        let head = reader.finish().await?;
+        let head = reader.head();
         let named = backup_of_key(&entry.key);
         if head.volume_name.is_empty() || named.is_some_and(|name| name.as_str() != head.name) {
             let seen = format!("it says that it is backup {:?} of volume {:?}", head.name, head.volume_name);
             return Err(StoreError::new(ErrorKind::Damaged, "GET", &entry.key, seen));
         }
-        Ok(head)
+        Ok(head.clone())
     }
 
     fn is_doomed(&self, head: &RecordHead) -> bool {
