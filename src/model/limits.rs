@@ -145,11 +145,21 @@ pub const REMOVAL_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// Waits between two tries at a removal: doubled from the first to the last.
 pub const REMOVAL_BACKOFF_MIN: Duration = Duration::from_secs(5);
 pub const REMOVAL_BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
-/// So many removals of one target begin within a window by themselves, or a tenth of its Backups if that is more: a
-/// night's retention of ten or more dailies passes, a namespace deleted by mistake does not.
+/// So many removals of one namespace on one target begin within a window by themselves, or a tenth of its Backups there
+/// if that is more: a night's retention of ten or more dailies passes, a namespace deleted by mistake does not.
 pub const DELETIONS_PER_WINDOW: i64 = 20;
 pub const DELETIONS_SHARE: i64 = 10;
+/// And so many of all namespaces together, or a quarter of the target's Backups. Two windows of a namespace touch one of
+/// the target: it alone comes to two fifths, or to a fifth of the Backups, and so never makes another wait.
+pub const DELETIONS_OF_TARGET_PER_WINDOW: i64 = 100;
+pub const DELETIONS_OF_TARGET_SHARE: i64 = 4;
+const _: () = assert!(2 * DELETIONS_PER_WINDOW < DELETIONS_OF_TARGET_PER_WINDOW);
+const _: () = assert!(2 * DELETIONS_OF_TARGET_SHARE < DELETIONS_SHARE);
 pub const DELETION_WINDOW: Duration = Duration::from_secs(3600);
+/// A word is remembered so long for what was deleted before it and could not go yet.
+pub const DELETIONS_ACKNOWLEDGED: Duration = Duration::from_secs(24 * 3600);
+/// Namespaces whose counts stand in a target's status: 250 B each are 0.1 MB of the 1.5 MB an object may have.
+pub const DELETION_NAMESPACES_MAX: usize = 500;
 
 // --- Restores: objects and decoded blocks each have `BUFFER_BYTES`.
 /// Threads that decode, hash and write: beyond this memory, not cores, is the limit.
