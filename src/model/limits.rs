@@ -31,8 +31,8 @@ pub const YOUNG: Duration = Duration::from_secs(20 * 60);
 pub const MARKER_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A tombstone stays so long: no request is delayed for a day.
 pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
-/// The temporary file of a block in a directory is a dead writer's after so long: a block of 16 MiB takes 256 s on the
-/// slowest wire we accept.
+/// A temporary file in a directory is a dead writer's after so long: a block of 16 MiB takes 256 s on the slowest wire we
+/// accept, a record of 450 MB two hours.
 pub const UNFINISHED_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A batch of deletions begins only with at least this much lease left: a request has 30 s, twice.
 pub const LEASE_TO_DELETE: Duration = Duration::from_secs(60);

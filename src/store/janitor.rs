@@ -1,5 +1,5 @@
-//! What the dead leave behind, and when it may be cleared: markers, journals, tombstones, expired locks, and records that
-//! arrived after their Backup was deleted.
+//! What the dead leave behind, and when it may be cleared: markers, journals, tombstones, expired locks, objects that were
+//! not finished (in a directory), and records that arrived after their Backup was deleted.
 //!
 //! `look` lists, `plan` is pure, `apply` deletes: markers before journals, so that a journal never goes while its marker
 //! still asks others to keep away. No lock is needed: whoever is cleared wrongly finds its marker gone before it seals
@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     client::Client,
     error::{ErrorKind, StoreError},
-    layout::VolumeLayout,
+    layout::{VolumeLayout, name_of_unfinished},
     objects::Entry,
     record::{RecordHead, label},
     survey,
@@ -68,6 +68,8 @@ pub enum Remnant {
     Journal,
     Tombstone,
     Lock,
+    /// A temporary file of a directory: its writer died.
+    Unfinished,
 }
 
 /// Something that goes.
@@ -164,6 +166,7 @@ pub fn plan(belongings: &Belongings, living: &Living, now: Timestamp) -> Clearin
     }
     clear_tombstones(belongings, now, &mut clearing);
     clear_locks(belongings, living, now, &mut clearing);
+    clear_unfinished(belongings, now, &mut clearing);
     clearing.clear.sort_by_key(|clear| clear.what);
     clearing
 }
@@ -265,6 +268,19 @@ fn clear_locks(belongings: &Belongings, living: &Living, now: Timestamp, clearin
     }
 }
 
+/// A temporary file of so long ago is a dead writer's, whatever it was to become.
+fn clear_unfinished(belongings: &Belongings, now: Timestamp, clearing: &mut Clearing) {
+    let folder = belongings.layout.unfinished();
+    let is_old =
+        |entry: &&Entry| entry.meta.modified.is_some_and(|modified| is_past(modified, limits::UNFINISHED_TTL, now));
+    let ours = belongings.tidemark.iter().filter(|e| e.key.starts_with(&folder) && name_of_unfinished(&e.key).is_some());
+    let keys: Vec<String> = ours.filter(is_old).map(|entry| entry.key.clone()).collect();
+    if !keys.is_empty() {
+        let why = "it never got its name: its writer died".to_owned();
+        clearing.clear.push(Clear { what: Remnant::Unfinished, keys, why });
+    }
+}
+
 /// Is `time` at least `age` ago? What was written in the future is not.
 pub(super) fn is_past(time: Timestamp, age: std::time::Duration, now: Timestamp) -> bool {
     let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
@@ -291,7 +307,8 @@ impl Clearing {
     pub fn batches(&self) -> Vec<Vec<String>> {
         let of =
             |what| self.clear.iter().filter(move |c| c.what == what).flat_map(|c| c.keys.iter().cloned()).collect();
-        let order = [Remnant::LateRecord, Remnant::Marker, Remnant::Journal, Remnant::Tombstone, Remnant::Lock];
+        use Remnant::*;
+        let order = [LateRecord, Marker, Journal, Tombstone, Lock, Unfinished];
         order.into_iter().map(of).filter(|keys: &Vec<String>| !keys.is_empty()).collect()
     }
 }

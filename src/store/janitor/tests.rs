@@ -65,6 +65,11 @@ impl World {
         self
     }
 
+    fn with_unfinished(mut self, name: &str, age: i64) -> Self {
+        self.0.tidemark.push(Self::entry(format!("{}{name}", self.0.layout.unfinished()), age));
+        self
+    }
+
     /// What would go, by kind.
     fn cleared(&self, living: &Living) -> Vec<Remnant> {
         plan(&self.0, living, now()).clear.into_iter().map(|clear| clear.what).collect()
@@ -83,7 +88,7 @@ fn wanted() -> Living {
     Living { wanted: Wanted::Only(["uid".to_owned()].into()), ..nobody() }
 }
 
-use Remnant::{Journal, LateRecord, Lock, Marker, Tombstone};
+use Remnant::{Journal, LateRecord, Lock, Marker, Tombstone, Unfinished};
 
 #[test]
 fn a_marker_goes_when_every_object_of_its_attempt_is_old_and_nobody_wants_it() {
@@ -159,6 +164,19 @@ fn a_lock_goes_when_no_request_of_its_holder_can_arrive_any_more() {
     assert_eq!(World::new().with_lock(&attempt(), 20 * MINUTE - 1).cleared(&nobody()), []);
     let alive = Living { attempts: [attempt()].into(), ..nobody() };
     assert_eq!(World::new().with_lock(&attempt(), 48 * HOUR).cleared(&alive), []);
+}
+
+#[test]
+fn a_temporary_file_goes_after_a_day_and_is_nothing_else_meanwhile() {
+    let one = |name: &str, age| World::new().with_unfinished(name, age);
+    for name in ["volume.cfg.tmp.1", "deleted.tmp.12", "ab.blk.tmp.123", "00000001.jnl.tmp.9", "attempt.json.tmp.9"] {
+        assert_eq!(one(name, 24 * HOUR).cleared(&wanted()), [Unfinished], "{name}");
+        assert_eq!(one(name, 24 * HOUR - 1).cleared(&nobody()), [], "{name}");
+        assert!(Tombstones::of(&one(name, 0).0.layout, &one(name, 0).0.tidemark).is_empty(), "{name}");
+    }
+    for name in ["volume.cfg", "volume.cfg.tmp.", "volume.cfg.tmp.mine"] {
+        assert_eq!(one(name, 1000 * HOUR).cleared(&nobody()), [], "{name} is not ours");
+    }
 }
 
 #[test]
