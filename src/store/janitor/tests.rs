@@ -16,8 +16,8 @@ struct World(Belongings);
 impl World {
     fn new() -> Self {
         let layout = VolumeLayout::new(&"pvc-demo".parse().expect("valid"));
-        let (backups, heads, tidemark, locks) = Default::default();
-        Self(Belongings { layout, backups, heads, tidemark, locks })
+        let (backups, heads, incomplete, tidemark, locks) = Default::default();
+        Self(Belongings { layout, backups, heads, incomplete, tidemark, locks })
     }
 
     fn entry(key: String, age: i64) -> Entry {
@@ -81,14 +81,14 @@ fn attempt() -> AttemptId {
 }
 
 fn nobody() -> Living {
-    Living { attempts: BTreeSet::new(), wanted: Wanted::Only(BTreeSet::new()) }
+    Living { wanted: Wanted::Only(BTreeSet::new()), ..Living::default() }
 }
 
 fn wanted() -> Living {
     Living { wanted: Wanted::Only(["uid".to_owned()].into()), ..nobody() }
 }
 
-use Remnant::{Journal, LateRecord, Lock, Marker, Tombstone, Unfinished};
+use Remnant::{Journal, LateRecord, Lock, Marker, SecondRecord, Tombstone, Unfinished};
 
 #[test]
 fn a_marker_goes_when_every_object_of_its_attempt_is_old_and_nobody_wants_it() {
@@ -143,6 +143,41 @@ fn law_8_what_arrives_after_a_tombstone_goes_at_once() {
     assert_eq!(whats, [LateRecord, Marker, Journal], "{clearing:?}");
     assert!(clearing.needs_sweep() && clearing.has_configs());
     assert_eq!(clearing.clear[0].keys, [world.0.layout.backup(&BackupName::of_attempt("uid", &attempt()))]);
+}
+
+#[test]
+fn law_8_a_second_record_goes_only_beside_a_whole_one_that_its_backup_calls_its_own() {
+    let (stale, own) = (attempt(), AttemptId::new(8, [8; 10]));
+    let name = |attempt: &AttemptId| BackupName::of_attempt("uid", attempt);
+    let two = |age| World::new().with_record("uid", &stale, age).with_record("uid", &own, HOUR);
+    let knows = |record: &AttemptId| Living {
+        recorded: Recorded { own: [("uid".to_owned(), name(record))].into(), referred: [name(record)].into() },
+        ..nobody()
+    };
+    let key = two(HOUR).0.layout.backup(&name(&stale));
+    let clearing = plan(&two(HOUR).0, &knows(&own), now());
+    assert_eq!((clearing.clear[0].what, &clearing.clear[0].keys), (SecondRecord, &vec![key]), "{clearing:?}");
+    assert_eq!(clearing.clear.len(), 1);
+    assert!(clearing.needs_sweep() && clearing.has_configs());
+    assert_eq!(two(HOUR).cleared(&knows(&stale)), [SecondRecord], "whichever it calls its own: the older was adopted");
+    assert_eq!(two(HOUR).cleared(&nobody()), [], "of two the bucket does not say which");
+    assert_eq!(two(19 * MINUTE).cleared(&knows(&own)), [], "somebody may just have begun to read it");
+    assert_eq!(two(HOUR).cleared(&knows(&AttemptId::new(9, [9; 10]))), [], "its own is not there");
+    let mut referred = knows(&own);
+    referred.recorded.referred.insert(name(&stale));
+    assert_eq!(two(HOUR).cleared(&referred), [], "imported by somebody");
+    let mut broken = two(HOUR);
+    broken.0.incomplete.insert(broken.0.layout.backup(&name(&own)));
+    assert_eq!(broken.cleared(&knows(&own)), [], "its own lacks a block, and this one may not");
+    let mut unread = two(HOUR);
+    unread.0.heads.remove(&unread.0.layout.backup(&name(&own)));
+    assert_eq!(unread.cleared(&knows(&own)), [], "its own could not be read");
+    let mut marker = World::new().with_record("uid", &stale, HOUR).with_marker("uid", &own, HOUR);
+    let in_its_place = marker.0.layout.backup(&name(&own));
+    marker.0.heads.insert(in_its_place, World::head("uid", &own, ""));
+    assert!(!marker.cleared(&knows(&own)).contains(&SecondRecord), "its own is not complete");
+    let others = World::new().with_record("other", &stale, HOUR).with_record("uid", &own, HOUR);
+    assert_eq!(others.cleared(&knows(&own)), [], "another Backup's");
 }
 
 #[test]

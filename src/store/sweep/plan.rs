@@ -4,7 +4,7 @@
 //! each deletion. A record that cannot be read, a config in progress that is not ours or not dead: then the plan names its
 //! reasons and no block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -156,6 +156,7 @@ impl Planner<'_> {
             tombstones: Tombstones::of(self.layout, &tidemark),
             listed,
             heads: BTreeMap::new(),
+            incomplete: BTreeSet::new(),
             gone: Vec::new(),
             refusals: Vec::new(),
             missing: 0,
@@ -227,6 +228,7 @@ impl Planner<'_> {
             layout: self.layout.clone(),
             backups,
             heads: read.heads,
+            incomplete: read.incomplete,
             tidemark,
             locks: self.locks.to_vec(),
         };
@@ -266,6 +268,7 @@ struct Read<'a> {
     tombstones: Tombstones,
     listed: Listed,
     heads: BTreeMap<String, RecordHead>,
+    incomplete: BTreeSet<String>,
     gone: Vec<Doom>,
     refusals: Vec<StoreError>,
     missing: u64,
@@ -304,6 +307,7 @@ impl Read<'_> {
         while let Some(block) = reader.next().await? {
             if counts && !self.listed.name(&block.block_checksum)? {
                 self.missing += 1;
+                self.incomplete.insert(entry.key.clone());
                 self.missing_first.get_or_insert_with(|| self.layout.block(&block.block_checksum));
             }
         }
