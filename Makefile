@@ -31,7 +31,7 @@ lint: ## Formatting and lints only
 generate: ## Writes what is generated from the types: crds/ and docs/resources.md
 	cargo test --quiet --test project crds::generate -- --exact --ignored
 
-bench: ## Speed and memory beside others, on this machine (release build, 8 GiB of /dev/shm; ARGS="MIB [s3]")
+bench: ## Speed, memory and where the time goes, beside others, on this machine (release build, 8 GiB of /dev/shm; ARGS="MIB [s3]")
 	@tools/bench.sh $(ARGS)
 
 audit: ## Licences, advisories and duplicates of the dependencies, by cargo-deny (needs the network)

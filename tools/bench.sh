@@ -9,6 +9,9 @@
 # s3         each tool writes to the same versitygw (tools/parts.sh) over loopback: its CPU seconds are shown beside
 #            ours, for both sides share this machine's cores
 #
+# After that, memory: 1 GiB full of random bytes, and 1 TiB with 1 GiB of them spread over it. And, if `perf` is installed
+# (Debian: linux-perf), where the time of a full backup and of a restore goes, by function.
+#
 # Others: restic, if it is installed; Longhorn's library, if TIDEMARK_LONGHORN names a program around it (docs/longhorn.md),
 # with 2 workers (its default) and with 8.
 set -euo pipefail
@@ -50,11 +53,16 @@ if [ "$mode" = s3 ]; then
     server=$!
     for _ in $(seq 100); do ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break; sleep 0.1; done
     store=s3://backups@us-east-1/ours/
+    elsewhere=s3://backups@us-east-1/elsewhere/
+    objects=$work/gateway/objects/backups
     longhorn=s3://backups@us-east-1/longhorn
     RESTIC_REPOSITORY=s3:$AWS_ENDPOINTS/backups/restic
 else
     mkdir "$work"/longhorn{2,8}
     store=$work/store
+    elsewhere=$work/elsewhere
+    objects=$work
+    mkdir "$elsewhere"
     longhorn=vfs://$work/longhorn
     RESTIC_REPOSITORY=$work/restic
 fi
@@ -78,6 +86,24 @@ run "tidemark unchanged" "$tidemark" backup "$work/disk.img" "${target[@]}" --qu
 run "tidemark restore" "$tidemark" restore "$url" "$work/out/disk.img"
 cmp "$work/disk.img" "$work/out/disk.img"
 rm -f "$work/out/disk.img"
+
+if command -v perf >/dev/null; then
+    where() { # NAME COMMAND…: the functions that take most of the time
+        local name=$1
+        shift
+        perf record -q -F 999 -e cpu-clock -o "$work/perf" "$@" >"$work/said" 2>&1 || { cat "$work/said"; exit 1; }
+        echo "Where the time goes, $name:"
+        perf report -i "$work/perf" --stdio --no-children --sort dso,symbol --percent-limit 1.5 2>/dev/null |
+            sed -n '/%/{s/^ */    /;s/<[^>]*>/<…>/g;p}' | cut -c 1-120 | head -n 14
+        rm -f "$work/perf"
+    }
+    where "full backup" "$tidemark" backup "$work/disk.img" --target "$elsewhere" --volume bench --quiet
+    rm -rf "$objects"/elsewhere/*
+    where "restore" "$tidemark" restore "$url" "$work/out/disk.img"
+    rm -f "$work/out/disk.img"
+else
+    echo "perf is not installed: not shown where the time goes (apt-get install linux-perf)"
+fi
 if [ -n "${TIDEMARK_LONGHORN:-}" ]; then
     for workers in 2 8; do
         create=("$TIDEMARK_LONGHORN" create -target "$longhorn$workers/" -volume bench -image "$work/disk.img" -workers "$workers")
@@ -102,3 +128,15 @@ if command -v restic >/dev/null; then
 else
     echo "restic is not installed: no comparison (apt-get install restic)"
 fi
+
+# The volume is not needed any more, and its room is.
+rm -rf "$work/disk.img" "$work/out" "$objects"/longhorn* "$objects"/restic
+echo "Memory of a worker (the program alone: $(/usr/bin/time -f %M "$tidemark" --version 2>&1 >/dev/null | awk '{ printf "%d", $1 / 1024 }') MiB):"
+head -c 1G /dev/urandom >"$work/full.img"
+truncate -s 1T "$work/sparse.img"
+# 512 pieces of 2 MiB, 2 GiB apart.
+for piece in $(seq 0 511); do
+    dd if="$work/full.img" of="$work/sparse.img" bs=2M count=1 skip="$piece" seek=$((piece * 1024)) conv=notrunc status=none
+done
+run "1 GiB full" "$tidemark" backup "$work/full.img" --target "$store" --volume memory-full --quiet
+run "1 TiB, 1 GiB in it" "$tidemark" backup "$work/sparse.img" --target "$store" --volume memory-sparse --quiet
