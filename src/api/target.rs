@@ -383,6 +383,7 @@ pub struct Deletions {
 #[serde(rename_all = "camelCase", default)]
 pub struct NamespaceDeletions {
     /// Whose Backups they were.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// When the current window began.
     #[serde(skip_serializing_if = "Option::is_none")]
