@@ -356,7 +356,8 @@ pub struct BackupCounts {
     pub in_progress: i64,
 }
 
-/// Removals of data from the bucket. The operator counts them here, so that a restart forgets none.
+/// Removals of data from the bucket, in all and by namespace. The operator counts them here, so that a restart forgets
+/// none.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Deletions {
@@ -366,6 +367,31 @@ pub struct Deletions {
     /// Backups whose data was let go in it.
     pub count: i64,
     /// Since then further ones wait until the annotation tidemark.dev/acknowledge-deletions has this very time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Time>,
+    /// Everything deleted up to then was acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledged_time: Option<Time>,
+    /// The same for each namespace that deleted some lately, or waits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 500))]
+    pub namespaces: Vec<NamespaceDeletions>,
+}
+
+/// Removals of data by one namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NamespaceDeletions {
+    /// Whose Backups they were.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// When the current window began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Backups whose data was let go in it.
+    pub count: i64,
+    /// Since then further ones wait until the annotation tidemark.dev/acknowledge-deletions has the namespace, a slash and
+    /// this very time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,
     /// Everything deleted up to then was acknowledged.

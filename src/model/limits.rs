@@ -31,8 +31,8 @@ pub const YOUNG: Duration = Duration::from_secs(20 * 60);
 pub const MARKER_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A tombstone stays so long: no request is delayed for a day.
 pub const TOMBSTONE_TTL: Duration = Duration::from_secs(24 * 3600);
-/// The temporary file of a block in a directory is a dead writer's after so long: a block of 16 MiB takes 256 s on the
-/// slowest wire we accept.
+/// A temporary file in a directory is a dead writer's after so long: a block of 16 MiB takes 256 s on the slowest wire we
+/// accept, a record of 450 MB two hours.
 pub const UNFINISHED_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A batch of deletions begins only with at least this much lease left: a request has 30 s, twice.
 pub const LEASE_TO_DELETE: Duration = Duration::from_secs(60);
@@ -145,11 +145,21 @@ pub const REMOVAL_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// Waits between two tries at a removal: doubled from the first to the last.
 pub const REMOVAL_BACKOFF_MIN: Duration = Duration::from_secs(5);
 pub const REMOVAL_BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
-/// So many removals of one target begin within a window by themselves, or a tenth of its Backups if that is more: a
-/// night's retention of ten or more dailies passes, a namespace deleted by mistake does not.
+/// So many removals of one namespace on one target begin within a window by themselves, or a tenth of its Backups there
+/// if that is more: a night's retention of ten or more dailies passes, a namespace deleted by mistake does not.
 pub const DELETIONS_PER_WINDOW: i64 = 20;
 pub const DELETIONS_SHARE: i64 = 10;
+/// And so many of all namespaces together, or a quarter of the target's Backups. Two windows of a namespace touch one of
+/// the target: it alone comes to two fifths, or to a fifth of the Backups, and so never makes another wait.
+pub const DELETIONS_OF_TARGET_PER_WINDOW: i64 = 100;
+pub const DELETIONS_OF_TARGET_SHARE: i64 = 4;
+const _: () = assert!(2 * DELETIONS_PER_WINDOW < DELETIONS_OF_TARGET_PER_WINDOW);
+const _: () = assert!(2 * DELETIONS_OF_TARGET_SHARE < DELETIONS_SHARE);
 pub const DELETION_WINDOW: Duration = Duration::from_secs(3600);
+/// A word is remembered so long for what was deleted before it and could not go yet.
+pub const DELETIONS_ACKNOWLEDGED: Duration = Duration::from_secs(24 * 3600);
+/// Namespaces whose counts stand in a target's status: 250 B each are 0.1 MB of the 1.5 MB an object may have.
+pub const DELETION_NAMESPACES_MAX: usize = 500;
 
 // --- Restores: objects and decoded blocks each have `BUFFER_BYTES`.
 /// Threads that decode, hash and write: beyond this memory, not cores, is the limit.
@@ -181,7 +191,9 @@ pub const SAMPLE_BLOCKS: u64 = 300;
 pub const WORKER_MEMORY_REQUEST_BYTES: u64 = 192 * 1024 * 1024;
 /// And at most: the measured peak (108 MiB backing up, 124 MiB restoring) twice, so that a kill for memory is a bug.
 pub const WORKER_MEMORY_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
-/// Scratch for tables, per block of the volume: 0.8 GiB for the 4 Mi blocks of 8 TiB are 205 bytes each, rounded up.
+/// Scratch for tables, per block of the volume, if all of them are new and the store holds 2.5 times as many (30 dailies
+/// that change 5 %): uploading takes 90 bytes of listing, 36 of map, 72 of names; sealing 36 of map, 108 of record; the
+/// former is 198, and 256 leave room for a store of 4 times as many.
 pub const SCRATCH_BYTES_PER_BLOCK: u64 = 256;
 /// And besides: bitmaps, heads, directories.
 pub const SCRATCH_BYTES_BASE: u64 = 64 * 1024 * 1024;

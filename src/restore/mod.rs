@@ -8,7 +8,7 @@
 //! ```
 //!
 //! * `job`, `error`  what is asked, what comes of it
-//! * `plan`      the record's head; its blocks are `store::entries`
+//! * `plan`      the record's head; its blocks come from `store::record_reader`
 //! * `open`, `target`  the file or device: checked before anything is fetched, then read and written at offsets
 //! * `walk`, `fetch`, `compute`  orders, requests, threads; `shared` what they share
 //! * `readback`  the last look
@@ -47,9 +47,9 @@ pub use crate::model::{RestorePhase, RestoreProgress};
 use crate::{
     model::{FailureReason, limits},
     store::{
-        entries::Entries,
         error::{ErrorKind, StoreError},
         guard::{self, Holder, Locked},
+        record_reader::RecordReader,
     },
 };
 pub use error::{HOLES_LISTED_MAX, Hole, Left, RestoreError};
@@ -139,14 +139,14 @@ impl Restore {
         lock: Option<&Locked>,
     ) -> Result<RestoreSummary, RestoreError> {
         let untouched = |error| RestoreError::Store { error, left: Left::Untouched };
-        let entries = Entries::open(self.job.client.clone(), &plan.record_key, plan.block_size);
-        let entries = self.unless_cancelled(async { entries.await.map_err(untouched) }).await?;
+        let record = RecordReader::open(self.job.client.clone(), &plan.record_key, plan.block_size);
+        let record = self.unless_cancelled(async { record.await.map_err(untouched) }).await?;
         let target = checked.take()?;
         self.phase(RestorePhase::Writing);
         let snapshot_created_at = plan.head.snapshot_created_at.clone();
         let volume_bytes = plan.volume_bytes;
         let shared = Arc::new(self.share(plan, target));
-        self.write(&shared, entries, lock).await?;
+        self.write(&shared, record, lock).await?;
         self.finish(&shared).await?;
         let last = *self.progress.borrow();
         let state = &mut *shared.state();
@@ -180,7 +180,12 @@ impl Restore {
     }
 
     /// Until every block was counted, restored or lost.
-    async fn write(&self, shared: &Arc<Shared>, entries: Entries, lock: Option<&Locked>) -> Result<(), RestoreError> {
+    async fn write(
+        &self,
+        shared: &Arc<Shared>,
+        record: RecordReader,
+        lock: Option<&Locked>,
+    ) -> Result<(), RestoreError> {
         let (threads, batch) = compute::threads_and_batch(limits::buffers(shared.plan.block_size));
         let mut compute = JoinSet::new();
         for thread in 0..threads {
@@ -188,7 +193,7 @@ impl Restore {
             compute.spawn_blocking(move || compute::run(&shared, thread, batch));
         }
         let (send, orders) = mpsc::unbounded_channel();
-        let walk = tokio::spawn(walk::Walker::new(Arc::clone(shared), send).walk(entries));
+        let walk = tokio::spawn(walk::Walker::new(Arc::clone(shared), send).walk(record));
         let fetcher = fetch::Fetcher::new(self.job.client.clone(), Arc::clone(shared), orders, &self.job.limits);
         let fetching = fetcher.fetch(lock);
         tokio::pin!(fetching);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{DamageReason, limits},
-    store::{entries::Entries, record::BlockEntry},
+    store::{record::BlockEntry, record_reader::RecordReader},
 };
 
 pub(super) struct Walker {
@@ -31,19 +31,19 @@ impl Walker {
     }
 
     /// Walks the record to its end or the first failure. How many blocks were ordered.
-    pub(super) async fn walk(mut self, mut entries: Entries) -> u64 {
+    pub(super) async fn walk(mut self, mut record: RecordReader) -> u64 {
         let shared = Arc::clone(&self.shared);
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => {}
-            ended = self.order_all(&mut entries) => if let Err(failure) = ended { shared.fail(failure) },
+            ended = self.order_all(&mut record) => if let Err(failure) = ended { shared.fail(failure) },
         }
         self.ordered
     }
 
-    async fn order_all(&mut self, entries: &mut Entries) -> Result<(), Failed> {
+    async fn order_all(&mut self, record: &mut RecordReader) -> Result<(), Failed> {
         let volume_bytes = self.shared.target.volume_bytes();
-        while let Some(entry) = entries.next().await.map_err(Failed::Store)? {
+        while let Some(entry) = record.next().await.map_err(Failed::Store)? {
             if entry.offset >= volume_bytes {
                 let seen = format!("it lies outside the volume of {volume_bytes} bytes");
                 let key = self.shared.plan.record_key.clone();

@@ -2,13 +2,13 @@
 //! fenced by removing their markers (store-protocol P1.5).
 
 use super::{
-    entries::Entries,
     error::{ErrorKind, StoreError},
     guard::Guard,
     inventory::scratch_failed,
     journal::Predecessors,
     listing::Listing,
     record::{RecordHead, RecordId},
+    record_reader::RecordReader,
     seal::Sealed,
     survey,
 };
@@ -65,9 +65,9 @@ async fn read_whole(
     }
     let block_size = head.block_size().map_err(damaged)?;
     head.compression().map_err(damaged)?;
-    let mut entries = Entries::open(guard.client().clone(), &key, block_size).await?;
+    let mut record = RecordReader::open(guard.client().clone(), &key, block_size).await?;
     let mut blocks = 0;
-    while let Some(block) = entries.next().await? {
+    while let Some(block) = record.next().await? {
         blocks += 1;
         if listing.confirm(&block.block_checksum).map_err(scratch_failed)?.is_none() {
             tracing::warn!(backup = %name, block = %block.block_checksum, "Earlier record misses a block: not adopted");

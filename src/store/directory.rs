@@ -2,14 +2,14 @@
 //!
 //! Acknowledged means durable: temporary file, `fdatasync`, rename, `fsync` of the folder. Longhorn removes up to ten
 //! empty parents when it deletes, so making the folder and renaming into it is tried again when it vanished between.
-//! Temporary files are `<final>.tmp.<nanoseconds>`, as Longhorn's, which every reader ignores.
+//! Temporary files are `<final>.tmp.<digits>`, as Longhorn's, which every reader ignores; ours lie apart within the volume, so
+//! that no listing of blocks, configs or locks shows them and the janitor finds all of them in one place.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use super::{
     buffers::Pool,
     error::{ErrorKind, StoreError},
+    layout::{UNFINISHED, unfinished_of_key},
     objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
 };
 use crate::model::{FailureReason, limits};
@@ -26,17 +27,16 @@ use crate::model::{FailureReason, limits};
 const VANISHED_FOLDER_RETRIES: u32 = 10;
 
 /// Objects as files below one directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Directory {
     root: PathBuf,
-    temporary: AtomicU64,
 }
 
 impl Directory {
     /// Opens an existing directory.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let seen = match fs::metadata(root) {
-            Ok(meta) if meta.is_dir() => return Ok(Self { root: root.to_owned(), temporary: AtomicU64::new(0) }),
+            Ok(meta) if meta.is_dir() => return Ok(Self { root: root.to_owned() }),
             Ok(_) => "it is no directory".to_owned(),
             Err(error) => format!("{error}; create the directory or mount it first"),
         };
@@ -48,10 +48,9 @@ impl Directory {
     }
 
     fn put_file(&self, key: &str, body: &Body, condition: PutCondition) -> io::Result<Option<Stored>> {
-        let path = self.path(key);
         let mut retries = 0;
         loop {
-            match self.put_once(&path, body, condition) {
+            match self.put_once(key, body, condition) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && retries < VANISHED_FOLDER_RETRIES => {
                     retries += 1
                 }
@@ -60,28 +59,31 @@ impl Directory {
         }
     }
 
-    fn put_once(&self, path: &Path, body: &Body, condition: PutCondition) -> io::Result<Option<Stored>> {
+    fn put_once(&self, key: &str, body: &Body, condition: PutCondition) -> io::Result<Option<Stored>> {
+        // Whoever else writes to this directory, on this machine or another, draws another number.
+        let mut unique = [0; 8];
+        getrandom::fill(&mut unique).map_err(io::Error::other)?;
+        let temporary = self.path(&unfinished_of_key(key, u64::from_ne_bytes(unique)));
+        let path = self.path(key);
         let folder = path.parent().unwrap_or(&self.root);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let unique = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".tmp.{}{unique}", std::process::id()));
-        let temporary = PathBuf::from(temporary);
+        for folder in [temporary.parent(), Some(folder)].into_iter().flatten() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
         let written = write_durably(&temporary, body).and_then(|()| {
             if condition == PutCondition::IfAbsent {
-                fs::hard_link(&temporary, path)?;
+                fs::hard_link(&temporary, &path)?;
                 fs::remove_file(&temporary)
             } else {
-                fs::rename(&temporary, path)
+                fs::rename(&temporary, &path)
             }
         });
         if let Err(error) = written {
-            // Best effort: a leftover is ignored by every reader.
+            // Best effort: a leftover is ignored by every reader, and cleared in its time.
             let _ = fs::remove_file(&temporary);
             return if error.kind() == io::ErrorKind::AlreadyExists { Ok(None) } else { Err(error) };
         }
         File::open(folder)?.sync_all()?;
-        Ok(Some(Stored { etag: Some(etag(&fs::metadata(path)?)) }))
+        Ok(Some(Stored { etag: Some(etag(&fs::metadata(&path)?)) }))
     }
 
     fn get_file(&self, key: &str, range: Range, pool: Option<&Pool>) -> io::Result<Option<Fetched>> {
@@ -162,7 +164,7 @@ impl Directory {
         for folder in
             parents.take_while(|f| f.starts_with(&self.root) && !f.ends_with("backupstore") && *f != self.root)
         {
-            if fs::remove_dir(folder).is_err() {
+            if fs::remove_dir(folder).is_err() && !remove_with_unfinished(folder) {
                 return;
             }
         }
@@ -174,10 +176,7 @@ impl Directory {
         key: &str,
         work: impl FnOnce(&Directory) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let own = Directory {
-            root: self.root.clone(),
-            temporary: AtomicU64::new(self.temporary.fetch_add(1 << 20, Ordering::Relaxed)),
-        };
+        let own = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&own)).await;
         match done {
             Ok(result) => result.map_err(|error| classify(action, key, &error)),
@@ -301,6 +300,16 @@ fn write_durably(path: &Path, body: &Body) -> io::Result<()> {
         }
     }
     file.sync_data()
+}
+
+/// A volume, or its `tidemark`, of which only the empty place of temporary files is left. No other folder has one.
+fn remove_with_unfinished(folder: &Path) -> bool {
+    let place = Path::new(UNFINISHED);
+    let place = match folder.file_name() == place.parent().map(Path::as_os_str) {
+        true => Path::new(place.file_name().unwrap_or_default()),
+        false => place,
+    };
+    place.ancestors().all(|place| fs::remove_dir(folder.join(place)).is_ok())
 }
 
 fn is_absent(error: &io::Error) -> bool {

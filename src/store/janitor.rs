@@ -1,5 +1,5 @@
-//! What the dead leave behind, and when it may be cleared: markers, journals, tombstones, expired locks, and records that
-//! arrived after their Backup was deleted.
+//! What the dead leave behind, and when it may be cleared: markers, journals, tombstones, expired locks, objects that were
+//! not finished (in a directory), records that arrived after their Backup was deleted, and second records of one Backup.
 //!
 //! `look` lists, `plan` is pure, `apply` deletes: markers before journals, so that a journal never goes while its marker
 //! still asks others to keep away. No lock is needed: whoever is cleared wrongly finds its marker gone before it seals
@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     client::Client,
     error::{ErrorKind, StoreError},
-    layout::VolumeLayout,
+    layout::{VolumeLayout, name_of_unfinished},
     objects::Entry,
     record::{RecordHead, label},
     survey,
@@ -28,6 +28,17 @@ pub struct Living {
     pub attempts: BTreeSet<AttemptId>,
     /// Backups that may be tried again: their markers and journals are kept for `MARKER_TTL`.
     pub wanted: Wanted,
+    pub recorded: Recorded,
+}
+
+/// Which record of a Backup is the one it was completed with. Of two the bucket does not say: an attempt that slept may
+/// write its own when its successor's is there, and the older one may have been adopted because the newer is damaged.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recorded {
+    /// By the Backup's uid. Of one that is not here both stay.
+    pub own: BTreeMap<String, BackupName>,
+    /// Those of this volume that anybody refers to.
+    pub referred: BTreeSet<BackupName>,
 }
 
 /// Backups with retries left, by uid.
@@ -55,6 +66,8 @@ pub struct Belongings {
     pub backups: Vec<Entry>,
     /// The heads of those configs that were read and could be, by key.
     pub heads: BTreeMap<String, RecordHead>,
+    /// Keys of records that name a block which is not there; only a sweep looks.
+    pub incomplete: BTreeSet<String>,
     pub tidemark: Vec<Entry>,
     pub locks: Vec<Entry>,
 }
@@ -64,10 +77,20 @@ pub struct Belongings {
 pub enum Remnant {
     /// A record of a deleted Backup that arrived after its tombstone.
     LateRecord,
+    /// A record of a Backup that was completed with another one.
+    SecondRecord,
     Marker,
     Journal,
     Tombstone,
     Lock,
+    /// A temporary file of a directory: its writer died.
+    Unfinished,
+}
+
+impl Remnant {
+    fn is_record(self) -> bool {
+        matches!(self, Remnant::LateRecord | Remnant::SecondRecord)
+    }
 }
 
 /// Something that goes.
@@ -112,7 +135,7 @@ pub async fn look(client: &Client, layout: &VolumeLayout) -> Result<Belongings, 
             Err(error) => return Err(error),
         }
     }
-    Ok(Belongings { layout: layout.clone(), backups, heads, tidemark, locks })
+    Ok(Belongings { layout: layout.clone(), backups, heads, incomplete: BTreeSet::new(), tidemark, locks })
 }
 
 /// What an attempt left.
@@ -140,6 +163,9 @@ pub fn plan(belongings: &Belongings, living: &Living, now: Timestamp) -> Clearin
         if tombstones.covers(head) && !head.is_in_progress() {
             let why = "it arrived after its Backup was deleted".to_owned();
             clearing.clear.push(Clear { what: Remnant::LateRecord, keys: vec![entry.key.clone()], why });
+        } else if is_second(belongings, &living.recorded, (entry, head), now) {
+            let why = "its Backup was completed with another record".to_owned();
+            clearing.clear.push(Clear { what: Remnant::SecondRecord, keys: vec![entry.key.clone()], why });
         }
     }
     let is_sealed = |uid: &str| {
@@ -164,8 +190,26 @@ pub fn plan(belongings: &Belongings, living: &Living, now: Timestamp) -> Clearin
     }
     clear_tombstones(belongings, now, &mut clearing);
     clear_locks(belongings, living, now, &mut clearing);
+    clear_unfinished(belongings, now, &mut clearing);
     clearing.clear.sort_by_key(|clear| clear.what);
     clearing
+}
+
+/// Is this a record of a Backup that has another one, whole and its own, and does nobody refer to this one?
+fn is_second(
+    belongings: &Belongings,
+    recorded: &Recorded,
+    (entry, head): (&Entry, &RecordHead),
+    now: Timestamp,
+) -> bool {
+    let (Some(uid), Some(attempt)) = (head.label(label::BACKUP_UID), head.label(label::ATTEMPT)) else { return false };
+    let (Some(own), Ok(attempt)) = (recorded.own.get(uid), attempt.parse()) else { return false };
+    let (name, own_key) = (BackupName::of_attempt(uid, &attempt), belongings.layout.backup(own));
+    let is_its_own = |head: &RecordHead| !head.is_in_progress() && head.label(label::BACKUP_UID) == Some(uid);
+    let has_own = belongings.heads.get(&own_key).is_some_and(is_its_own) && !belongings.incomplete.contains(&own_key);
+    let is_spare = name != *own && !recorded.referred.contains(&name) && entry.key == belongings.layout.backup(&name);
+    let is_old = entry.meta.modified.is_some_and(|modified| is_past(modified, limits::YOUNG, now));
+    !head.is_in_progress() && has_own && is_spare && is_old
 }
 
 /// `Ok`: it may go, and why. `Err`: it stays, and why.
@@ -265,6 +309,20 @@ fn clear_locks(belongings: &Belongings, living: &Living, now: Timestamp, clearin
     }
 }
 
+/// A temporary file of so long ago is a dead writer's, whatever it was to become.
+fn clear_unfinished(belongings: &Belongings, now: Timestamp, clearing: &mut Clearing) {
+    let folder = belongings.layout.unfinished();
+    let is_old =
+        |entry: &&Entry| entry.meta.modified.is_some_and(|modified| is_past(modified, limits::UNFINISHED_TTL, now));
+    let ours =
+        belongings.tidemark.iter().filter(|e| e.key.starts_with(&folder) && name_of_unfinished(&e.key).is_some());
+    let keys: Vec<String> = ours.filter(is_old).map(|entry| entry.key.clone()).collect();
+    if !keys.is_empty() {
+        let why = "it never got its name: its writer died".to_owned();
+        clearing.clear.push(Clear { what: Remnant::Unfinished, keys, why });
+    }
+}
+
 /// Is `time` at least `age` ago? What was written in the future is not.
 pub(super) fn is_past(time: Timestamp, age: std::time::Duration, now: Timestamp) -> bool {
     let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
@@ -279,19 +337,20 @@ fn minutes_left(time: Timestamp, age: std::time::Duration, now: Timestamp) -> i6
 impl Clearing {
     /// Is there a record that only a sweep may delete?
     pub fn needs_sweep(&self) -> bool {
-        self.clear.iter().any(|clear| clear.what == Remnant::LateRecord)
+        self.clear.iter().any(|clear| clear.what.is_record())
     }
 
     /// Do markers or records go? Then what a plan saw is no longer so.
     pub fn has_configs(&self) -> bool {
-        self.clear.iter().any(|clear| matches!(clear.what, Remnant::Marker | Remnant::LateRecord))
+        self.clear.iter().any(|clear| clear.what == Remnant::Marker || clear.what.is_record())
     }
 
     /// The keys that go, in the order in which they go, batch by batch.
     pub fn batches(&self) -> Vec<Vec<String>> {
         let of =
             |what| self.clear.iter().filter(move |c| c.what == what).flat_map(|c| c.keys.iter().cloned()).collect();
-        let order = [Remnant::LateRecord, Remnant::Marker, Remnant::Journal, Remnant::Tombstone, Remnant::Lock];
+        use Remnant::*;
+        let order = [LateRecord, SecondRecord, Marker, Journal, Tombstone, Lock, Unfinished];
         order.into_iter().map(of).filter(|keys: &Vec<String>| !keys.is_empty()).collect()
     }
 }
@@ -299,7 +358,7 @@ impl Clearing {
 /// Deletes what the plan names, in its order, and answers how many keys went; the first that stays is the error. Records
 /// are left to a sweep, which takes the lock and makes `volume.cfg` forget them first.
 pub async fn apply(client: &Client, clearing: &Clearing) -> Result<u64, StoreError> {
-    let others = clearing.clear.iter().filter(|clear| clear.what != Remnant::LateRecord).cloned();
+    let others = clearing.clear.iter().filter(|clear| !clear.what.is_record()).cloned();
     let clearing = Clearing { clear: others.collect(), keep: Vec::new() };
     let mut cleared = 0;
     for keys in clearing.batches() {

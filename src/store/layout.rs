@@ -9,6 +9,8 @@ use crate::model::{AttemptId, BackupName, BlockName, VolumeName};
 pub const BASE: &str = "backupstore/";
 /// Below it, every volume.
 pub const VOLUMES: &str = "backupstore/volumes/";
+/// Below a volume: beside the journals, where Longhorn never looks.
+pub const UNFINISHED: &str = "tidemark/unfinished/";
 
 /// The keys of one volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,11 @@ impl VolumeLayout {
         format!("{}tidemark/", self.root)
     }
 
+    /// Objects that do not have their names yet, in a store that would show half of them.
+    pub fn unfinished(&self) -> String {
+        format!("{}{UNFINISHED}", self.root)
+    }
+
     /// Says that a Backup was deleted.
     pub fn tombstone(&self, backup_uid: &str) -> String {
         format!("{}deleted", self.journals(backup_uid))
@@ -93,10 +100,27 @@ pub fn block_of_key(key: &str) -> Option<BlockName> {
     (hex.get(..2) == Some(first) && hex.get(2..4) == Some(second)).then(|| hex.parse().ok())?
 }
 
-/// A block that was being written to a directory, by us or Longhorn, when its writer died: `<block>.blk.tmp.<digits>`.
+/// Where an object is written before it gets its name: apart within the volume, so that nobody who lists blocks, configs or
+/// locks sees it; what belongs to no volume beside its name.
+pub fn unfinished_of_key(key: &str, unique: u64) -> String {
+    let below = key.strip_prefix(VOLUMES).unwrap_or_default();
+    let root = below.match_indices('/').nth(2).map(|(at, _)| &key[..=VOLUMES.len() + at]);
+    match (root, key.rsplit('/').next()) {
+        (Some(root), Some(name)) => format!("{root}{UNFINISHED}{name}.tmp.{unique}"),
+        _ => format!("{key}.tmp.{unique}"),
+    }
+}
+
+/// What an object was to be called that was being written to a directory, by us or Longhorn, when its writer died:
+/// `<name>.tmp.<digits>`.
+pub fn name_of_unfinished(key: &str) -> Option<&str> {
+    let (name, unique) = key.rsplit_once(".tmp.")?;
+    (!unique.is_empty() && unique.bytes().all(|b| b.is_ascii_digit())).then_some(name)
+}
+
+/// A block that was being written beside its name, as Longhorn does it, when its writer died.
 pub fn is_unfinished_block(key: &str) -> bool {
-    let Some((block, unique)) = key.rsplit_once(".tmp.") else { return false };
-    !unique.is_empty() && unique.bytes().all(|b| b.is_ascii_digit()) && block_of_key(block).is_some()
+    name_of_unfinished(key).is_some_and(|block| block_of_key(block).is_some())
 }
 
 /// The backup a key of a `backups/` listing names.
@@ -134,6 +158,13 @@ mod tests {
         for other in [&key, &unfinished[1], "x/blocks/a.tmp.123", &format!("{key}.tmp."), &format!("{key}.tmp.x1")] {
             assert!(!is_unfinished_block(other), "{other}");
         }
+        let apart = unfinished_of_key(&key, 7);
+        let name = key.rsplit('/').next().expect("a name");
+        assert_eq!(apart, format!("{}{name}.tmp.7", layout.unfinished()));
+        assert_eq!(name_of_unfinished(&apart), apart.strip_suffix(".tmp.7"));
+        assert!(!is_unfinished_block(&apart) && block_of_key(&apart).is_none(), "{apart}");
+        assert_eq!(unfinished_of_key(&layout.config(), 7), format!("{}volume.cfg.tmp.7", layout.unfinished()));
+        assert_eq!(unfinished_of_key("backupstore/probe-1", 7), "backupstore/probe-1.tmp.7", "of no volume");
         let misplaced = key.replace("/83/53/", "/83/54/");
         for stray in ["x/blocks/a.tmp.123", "x/blocks/00/11/short.blk", "backups/other.cfg", &misplaced] {
             assert!(block_of_key(stray).is_none() && backup_of_key(stray).is_none(), "{stray}");

@@ -3,8 +3,8 @@
 //! The commit protocol in one sentence: blocks first, record last, and what no record names is not in the repository.
 //!
 //! * `objects`   the boundary: six verbs; `s3` and `directory` behind it, `client` before it (retries, deadlines, counts)
-//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's; `entries` a record's
-//!   blocks as a stream
+//! * `layout`, `record`, `codec`  keys, configs and block objects, byte for byte Longhorn's; `record_reader` a
+//!   record to its last byte, as a stream
 //! * `guard`     lock, lease and marker: nothing is sent without it (`lock`, `lease`, `hold`)
 //! * `listing`   one LIST under the guard instead of a HEAD per block
 //! * `ledger`    receipts, and the proof that nothing is open
@@ -16,7 +16,6 @@
 //!   guard; `usage` what each backup takes
 //! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
-//! * `record_reader`  a record to its last byte, as a stream
 //! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
 //! * `buffers`   memory that is paid for once; `scratch` tables too large for it
 
@@ -29,7 +28,6 @@ pub mod concurrency;
 pub mod credentials;
 pub mod deletion;
 pub mod directory;
-pub mod entries;
 pub mod error;
 pub mod guard;
 mod hold;

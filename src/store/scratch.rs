@@ -261,7 +261,8 @@ fn interpolate(key: u64, keys: (u64, u64), positions: (u64, u64)) -> u64 {
     positions.0 + (part * width / span) as u64
 }
 
-/// `Placed` by name in any order: an open-addressing table of twice its capacity, sparse until filled.
+/// `Placed` by name in any order: an open-addressing table of twice its capacity, sparse until filled. Names are uniform,
+/// so their order is the order of their slots, whatever the number of those.
 #[derive(Debug)]
 pub struct NameTable {
     file: File,
@@ -273,14 +274,14 @@ pub struct NameTable {
 impl NameTable {
     /// For at most `capacity` names.
     pub fn create(scratch: &Scratch, capacity: u64) -> io::Result<Self> {
-        let slots = (capacity * 2).next_power_of_two().max(64);
+        let slots = (capacity * 2).max(64);
         let file = scratch.file()?;
         file.set_len(slots * PLACED as u64)?;
         Ok(Self { file, slots, count: 0, capacity })
     }
 
     fn slot(&self, name: &BlockName) -> io::Result<(u64, Option<Placed>)> {
-        let mut slot = prefix(name) & (self.slots - 1);
+        let mut slot = ((u128::from(prefix(name)) * u128::from(self.slots)) >> 64) as u64;
         loop {
             let mut bytes = [0; PLACED];
             self.file.read_exact_at(&mut bytes, slot * PLACED as u64)?;
@@ -291,7 +292,7 @@ impl NameTable {
             if found.name == *name {
                 return Ok((slot, Some(found)));
             }
-            slot = (slot + 1) & (self.slots - 1);
+            slot = (slot + 1) % self.slots;
         }
     }
 

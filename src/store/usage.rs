@@ -9,11 +9,11 @@ use serde::Serialize;
 
 use super::{
     client::Client,
-    entries::Entries,
     error::{ErrorKind, StoreError},
     inventory::{Inventory, scratch_failed},
     layout::{VolumeLayout, backup_of_key},
     record::RecordId,
+    record_reader::RecordReader,
     scratch::{Bitmap, Scratch},
     survey,
 };
@@ -151,7 +151,7 @@ impl Tally {
             missing_blocks: 0,
         };
         let mut own = Bitmap::new(self.inventory.blocks());
-        let mut entries = Entries::open(client.clone(), key, block_size).await?;
+        let mut entries = RecordReader::open(client.clone(), key, block_size).await?;
         while let Some(entry) = entries.next().await? {
             counted.logical_bytes += block_size.bytes();
             let Some(block) = self.inventory.find(&entry.block_checksum)? else {

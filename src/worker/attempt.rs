@@ -320,6 +320,8 @@ impl Worker<'_> {
             None => self.start(settled, &ledger)?,
         };
         let (ledger, progress) = self.upload(self.pipeline_plan(guard, &listing, settled), ledger, threads).await?;
+        // The record needs its room: see `limits::SCRATCH_BYTES_PER_BLOCK`.
+        drop(listing);
         settled.source.check_unchanged()?;
         let complete = ledger.complete().map_err(|_| PipelineError::Bug("The pipeline ended with open blocks"))?;
         let new_blocks = progress.uploaded_blocks;

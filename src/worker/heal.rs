@@ -19,13 +19,13 @@ use crate::{
     store::{
         client::Client,
         codec,
-        entries::Entries,
         error::{ErrorKind, StoreError},
         guard::{self, Guard, Holder, Timing},
         journal::{AttemptFile, Identity},
         layout::VolumeLayout,
         objects::Range,
         record::{BlockEntry, RecordHead, RecordId},
+        record_reader::RecordReader,
         scratch::{NameTable, Placed, Scratch},
         survey,
         verify::{self, Depth, FindingKind, Order, VerifyProgress},
@@ -221,7 +221,7 @@ async fn treat(
     let at_once = (job.concurrency as usize).clamp(1, limits::buffers(patient.block_size) / 2);
     let failed = |error| StoreError::new(ErrorKind::Refused(FailureReason::ScratchFailed), "SCRATCH", "names", error);
     let mut known = NameTable::create(&job.scratch, patient.bad.count()).map_err(failed)?;
-    let mut entries = Entries::open(job.client.clone(), &patient.key, patient.block_size).await?;
+    let mut entries = RecordReader::open(job.client.clone(), &patient.key, patient.block_size).await?;
     let mut is_at_end = false;
     while !is_at_end {
         let mut batch: Vec<BlockEntry> = Vec::with_capacity(at_once);

@@ -196,13 +196,17 @@ async fn law_10_a_mass_deletion_waits_for_a_word_and_goes_on_at_it() {
     let world = World::new().await;
     let cluster = own_cluster(&world).await;
     namespace(&world, "shop").await;
+    namespace(&world, "erp").await;
+    let of_another = record(&world, "b", &cluster, "erp").await;
     let record = record(&world, "a", &cluster, "shop").await;
     age(&world);
     let limit = tidemark::model::limits::DELETIONS_PER_WINDOW;
     // The count of an hour ago's window would be too old; this one has just begun, and a restart does not forget it.
     let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);
     held(&world, &operator, "shop", "a", &record).await;
-    let counted = json!({"status": {"deletions": {"since": tidemark::telemetry::now().to_string(), "count": limit}}});
+    held(&world, &operator, "erp", "b", &of_another).await;
+    let own = json!({"namespace": "shop", "since": tidemark::telemetry::now().to_string(), "count": limit});
+    let counted = json!({"status": {"deletions": {"namespaces": [own]}}});
     let text = counted.to_string();
     let patch = ["patch", "clusterbackuptarget", "s3-primary", "--subresource=status", "--type=merge", "-p", &text];
     world.plane.kubectl(&patch).await;
@@ -211,16 +215,21 @@ async fn law_10_a_mass_deletion_waits_for_a_word_and_goes_on_at_it() {
         until(&world, &operator, ("shop", "a"), |s| s.reason.as_deref() == Some("WaitingForAcknowledgement")).await;
     assert_eq!(status.state, Some(BackupState::Deleting));
     let target = until_target(&world, &operator, "s3-primary", |s| {
-        s.deletions.as_ref().is_some_and(|d| d.waiting_since.is_some())
+        s.deletions.as_ref().is_some_and(|d| d.namespaces.iter().any(|n| n.waiting_since.is_some()))
     })
     .await;
-    let since = target.deletions.and_then(|d| d.waiting_since).expect("it waits").0;
+    let own = target.deletions.and_then(|d| d.namespaces.into_iter().find(|n| n.namespace == "shop"));
+    let since = own.and_then(|own| own.waiting_since).expect("it waits").0;
     let command = format!(
-        "kubectl annotate clusterbackuptarget s3-primary --overwrite tidemark.dev/acknowledge-deletions={since}"
+        "kubectl annotate clusterbackuptarget s3-primary --overwrite tidemark.dev/acknowledge-deletions=shop/{since}"
     );
     assert!(message(&status).contains(&command), "{status:#?}");
     has_event(&world, "shop", "a", &command).await;
     has_event(&world, "default", "s3-primary", &command).await;
+    // What another namespace deletes goes.
+    delete(&world, "erp", "b").await;
+    gone(&world, &operator, "erp", "b").await;
+    assert_eq!((stored(&world, &of_another.0), stored(&world, &record.0)), ((0, 0), (1, 2)));
     // The wrong word, and time, let nothing through.
     world
         .plane

@@ -94,7 +94,7 @@ impl World {
         let (server, folder) = (S3Server::start(), support::scratch("paused"));
         let old = Image::of(&folder.path().join("old"), &(0..8).map(Block::Text).collect::<Vec<_>>());
         let objects = job::s3(&server);
-        let first = job::run_by_clock(job::job(old.path(), "uid-old", 9), objects, short()).await;
+        let first = job::run_by_clock(job::job(old.path(), "uid-old", 9), objects, job::quick()).await;
         assert!(matches!(first.outcome, Some(Outcome::Completed { .. })), "{first:?}");
         let image = Image::of(&folder.path().join("image"), &(20..28).map(Block::Text).collect::<Vec<_>>());
         Self { server, image, folder }
@@ -191,7 +191,7 @@ async fn backup_sleeps(point: Point, clock: &str) {
 async fn restore_sleeps(clock: &str) {
     let (world, pause) = (World::new().await, pause(clock));
     let objects = job::s3(&world.server);
-    let made = job::run_by_clock(job::job(world.image.path(), UID, 1), objects.clone(), short()).await;
+    let made = job::run_by_clock(job::job(world.image.path(), UID, 1), objects.clone(), job::quick()).await;
     let Some(Outcome::Completed { backup, .. }) = &made.outcome else { panic!("{made:?}") };
     world.server.fault(Rule::new(Fault::Hold).on(Kind::Get).key("/blocks/").after(2));
     let stopped = world.start("a_restore", clock, &backup.to_string());

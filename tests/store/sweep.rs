@@ -12,10 +12,10 @@ use crate::support::{
     repository::{self, HALF_AN_HOUR, Lie, Lying, Past, age, blocks, keys, layout, missing, removed, sweep, swept},
 };
 use tidemark::{
-    model::{AttemptId, FailureReason},
+    model::{AttemptId, BackupName, FailureReason},
     store::{
         error::ErrorKind,
-        janitor::{self, Living, Wanted},
+        janitor::{self, Living, Recorded, Wanted},
         objects::{Objects, Range},
         record::VolumeConfig,
         remove::{self, Doomed},
@@ -244,7 +244,10 @@ async fn law_10_a_killed_backup_is_protected_until_its_time_is_over() {
     tokio::select! { _ = job::run(job::job(image.path(), "killed", 9), crashing.clone()) => {}, () = crashing.crashed() => {} }
     let with = |attempts: &[&AttemptId], wanted: Wanted| {
         let attempts = attempts.iter().map(|a| (*a).clone()).collect();
-        tidemark::store::sweep::Sweep { living: Living { attempts, wanted }, ..sweep(objects.clone()) }
+        tidemark::store::sweep::Sweep {
+            living: Living { attempts, wanted, ..Living::default() },
+            ..sweep(objects.clone())
+        }
     };
     let nobody = || Wanted::Only(std::collections::BTreeSet::new());
     let refused = swept(objects.clone()).await.expect_err("its lock is young");
@@ -265,7 +268,7 @@ async fn law_10_a_killed_backup_is_protected_until_its_time_is_over() {
     // The janitor says the same without a lock, and clears the same.
     let client = sweep(objects.clone()).client;
     let seen = janitor::look(&client, &layout()).await.expect("listed");
-    let living = Living { attempts: Default::default(), wanted: Wanted::All };
+    let living = Living { wanted: Wanted::All, ..Living::default() };
     assert!(!janitor::plan(&seen, &living, job::now()).has_configs());
     let swept = with(&[], nobody()).run(&repository::progress()).await.expect("nobody wants it");
     assert_eq!(swept.blocks_deleted, 2, "{swept:?}");
@@ -326,6 +329,52 @@ async fn law_8_a_record_that_arrives_after_its_tombstone_is_neither_built_upon_n
     assert!(!tombstone_exists(store.path(), "late"), "and then goes");
 }
 
+/// An attempt slept, its successor sealed, and its own record arrives after all: both are whole.
+#[tokio::test]
+async fn law_8_a_stale_attempts_second_record_goes_alone_and_only_where_it_is_known_to_be_one() {
+    let past = Past::of(1).await;
+    let (store, objects) = past.store();
+    let folder = support::scratch("twice");
+    let image = support::Image::of(&folder.path().join("image"), &[support::Block::Text(7), support::Block::Text(1)]);
+    let stale = job::run(job::job(image.path(), "twice", 5), objects.clone()).await.record();
+    let path = record_path(store.path(), &stale);
+    let late = std::fs::read(&path).expect("written");
+    std::fs::remove_file(&path).expect("it is not there yet");
+    let own = job::run(job::job(image.path(), "twice", 6), objects.clone()).await.record();
+    std::fs::write(&path, &late).expect("it arrives");
+    age(store.path(), HALF_AN_HOUR);
+    let restores = async |record: &str| job::compare(&objects, "pvc-test", record, image.path()).await.is_none();
+    assert!(stale != own && restores(&stale).await && restores(&own).await);
+
+    let knowing = |own: &str, referred: &[&str]| {
+        let name = |name: &str| name.parse::<BackupName>().expect("a name");
+        let own = [("twice".to_owned(), name(own))].into();
+        let recorded = Recorded { own, referred: referred.iter().map(|record| name(record)).collect() };
+        let plain = sweep(objects.clone());
+        tidemark::store::sweep::Sweep { living: Living { recorded, ..plain.living.clone() }, ..plain }
+    };
+    for (what, sweep) in [
+        ("nobody knows which", sweep(objects.clone())),
+        ("somebody refers to it", knowing(&own, &[&stale])),
+        ("its own is not there", knowing("backup-0123456789abcdef", &[])),
+    ] {
+        let swept = sweep.run(&repository::progress()).await.expect(what);
+        assert_eq!((swept.cleared, swept.blocks_deleted, path.exists()), (0, 0, true), "{what}: {swept:?}");
+    }
+    let swept = knowing(&own, &[&own]).run(&repository::progress()).await.expect("swept");
+    assert_eq!((swept.cleared, swept.blocks_deleted, path.exists()), (1, 0, false), "{swept:?}");
+    assert!(restores(&own).await, "alone");
+    assert_eq!((config(&objects).await.last_backup_name, missing(&objects).await), (own, None));
+    past.check(&objects, &[], "and nothing of another Backup").await;
+
+    // Whoever deletes the Backup deletes both.
+    std::fs::write(&path, &late).expect("it arrives once more");
+    age(store.path(), HALF_AN_HOUR);
+    let gone = removed(objects.clone(), "twice").await.expect("deleted");
+    assert_eq!((gone.records.len(), gone.swept.blocks_deleted), (2, 1), "{gone:?}");
+    past.check(&objects, &[], "the other Backup").await;
+}
+
 fn tombstone_exists(store: &Path, uid: &str) -> bool {
     store.join(layout().tombstone(uid)).exists()
 }
@@ -337,14 +386,19 @@ async fn law_10_the_temporary_file_of_a_dead_writer_goes_after_a_day_and_nothing
     let block = store.path().join(&blocks(&objects).await[0]);
     let beside = |ending: &str| std::path::PathBuf::from(format!("{}{ending}", block.display()));
     let (old, fresh, strange) = (beside(".tmp.1230"), beside(".tmp.1231"), beside(".tmp.mine"));
-    for (file, hours) in [(&old, 25), (&fresh, 23), (&strange, 1000)] {
+    let apart = store.path().join(layout().unfinished());
+    std::fs::create_dir_all(&apart).expect("made");
+    let (ours, ours_fresh) = (apart.join("volume.cfg.tmp.1"), apart.join("0a.blk.tmp.2"));
+    for (file, hours) in [(&old, 25), (&fresh, 23), (&strange, 1000), (&ours, 25), (&ours_fresh, 23)] {
         std::fs::write(file, "half").expect("written");
         let time = job::now() - jiff::SignedDuration::from_hours(hours);
         std::fs::File::options().write(true).open(file).and_then(|f| f.set_modified(time.into())).expect("aged");
     }
     let swept = swept(objects.clone()).await.expect("swept");
     assert_eq!((swept.unfinished_deleted, swept.unfinished_bytes, swept.blocks_deleted), (1, 4, 0), "{swept:?}");
+    assert_eq!(swept.cleared, 1, "{swept:?}");
     assert_eq!([&old, &fresh, &strange].map(|file| file.exists()), [false, true, true]);
+    assert_eq!([&ours, &ours_fresh].map(|file| file.exists()), [false, true]);
     past.check(&objects, &[0], "its blocks stay").await;
 }
 

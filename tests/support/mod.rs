@@ -14,13 +14,14 @@
 //! * `versitygw`      a real S3 server that others wrote
 //! * `repository`     volumes with a past, for deletion; listings that lie
 //! * `endless`        a store of millions of blocks, computed
-//! * `process`        children that never outlive the test
+//! * `process`        children that never outlive the test; `confined` one that has only so much memory
 //!
 //! The servers of this process run on one runtime of their own, so that they answer whatever the test's own thread is
 //! doing, and so that everything here but the control plane can be started without `await`.
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 mod clock;
+pub mod confined;
 pub mod control_plane;
 pub mod decorators;
 pub mod endless;

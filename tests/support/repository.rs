@@ -45,7 +45,7 @@ pub fn sweep(objects: Arc<dyn Objects>) -> Sweep {
     Sweep {
         client: Client::new(objects, Duration::from_secs(20), Duration::from_secs(600)),
         volume: volume(),
-        living: Living { attempts: BTreeSet::new(), wanted: Wanted::Only(BTreeSet::new()) },
+        living: Living { wanted: Wanted::Only(BTreeSet::new()), ..Living::default() },
         scratch: Scratch::new(&std::env::temp_dir()),
         timing: job::quick(),
         cancel: CancellationToken::new(),

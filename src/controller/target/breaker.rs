@@ -1,13 +1,19 @@
 //! The breaker: many removals of data in a short time wait for a person.
 //!
-//! The count stands in the target's status and is raised, with the resourceVersion it was decided on, before a removal
-//! begins: neither a restart nor a second leader forgets one. It may count a removal twice (a crash between the count
+//! Removals are counted for each namespace on a target, and for the whole target with a limit that no namespace reaches
+//! alone: so what one tenant deletes never makes another's wait, and what is deleted everywhere at once does not go by
+//! itself either.
+//!
+//! The counts stand in the target's status and are raised, with the resourceVersion they were decided on, before a removal
+//! begins: neither a restart nor a second leader forgets one. They may count a removal twice (a crash between the count
 //! and the Backup's status), never not at all.
 //!
 //! ```text
 //! counting ──(limit reached)──→ waiting since T ──(annotation acknowledge-deletions = T)──→ counting anew;
 //!    └── window over: from zero        everything deleted until then goes, what is deleted later is counted
 //! ```
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -18,7 +24,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    api::{ClusterBackupTarget, GROUP, VERSION, target::Deletions},
+    api::{
+        ClusterBackupTarget, GROUP, VERSION,
+        target::{Deletions, NamespaceDeletions},
+    },
     controller::{
         FIELD_MANAGER,
         context::{ApiError, Context, bounded},
@@ -30,87 +39,209 @@ use crate::{
     telemetry,
 };
 
-/// On a target: its value is the time in `status.deletions.waitingSince`, so that it lets through what waits now and
-/// nothing else.
+/// On a target: its words are times at which a breaker opened, for that of a namespace as `namespace/time`. So each lets
+/// through what waits now and nothing else.
 pub const ACKNOWLEDGE: &str = "tidemark.dev/acknowledge-deletions";
+
+/// An open breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    pub since: Timestamp,
+    pub whose: Whose,
+}
+
+/// Whose removals are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of the Backup's namespace.
+    Namespace,
+    /// All of the target.
+    Target,
+}
 
 /// May the data of one Backup be removed now?
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Yes; if there is a new count, it is written first.
+    /// Yes; if there are new counts, they are written first.
     Go(Option<Deletions>),
-    /// Not before the annotation has this time; if there is a new count, the breaker has just opened.
-    Wait(Timestamp, Option<Deletions>),
+    /// Not before the annotation has its word; if there are new counts, the breaker has just opened.
+    Wait(Opened, Option<Deletions>),
 }
 
-/// What the verdict rests on, besides the count.
+/// What the verdict rests on, besides the counts.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     /// The annotation's value.
     pub acknowledged: Option<&'a str>,
+    /// The Backup's namespace.
+    pub namespace: &'a str,
     /// When the Backup was deleted.
     pub deleted_at: Timestamp,
+    /// Backups of its namespace that chose this target.
+    pub own_references: i64,
     /// Backups that chose this target.
     pub references: i64,
 }
 
 pub fn judge(counted: &Deletions, asked: Asked<'_>, now: Timestamp) -> Verdict {
-    if counted.acknowledged_time.as_ref().is_some_and(|t| asked.deleted_at <= t.0) {
+    let own = counted.of(asked.namespace);
+    let is_acknowledged = |time: &Option<Time>| time.as_ref().is_some_and(|t| asked.deleted_at <= t.0);
+    if is_acknowledged(&own.acknowledged_time) || is_acknowledged(&counted.acknowledged_time) {
         return Verdict::Go(None);
     }
-    if let Some(waiting) = &counted.waiting_since {
-        let is_acknowledged = asked.acknowledged.and_then(|text| text.trim().parse().ok()) == Some(waiting.0);
-        if !is_acknowledged {
-            return Verdict::Wait(waiting.0, None);
-        }
-        let anew =
-            Deletions { since: Some(Time(now)), count: 0, waiting_since: None, acknowledged_time: Some(Time(now)) };
-        return Verdict::Go(Some(anew));
+    for (waiting, whose) in [(&own.waiting_since, Whose::Namespace), (&counted.waiting_since, Whose::Target)] {
+        let Some(opened) = waiting.as_ref().map(|since| Opened { since: since.0, whose }) else { continue };
+        return match asked.has_word_for(opened) {
+            true => Verdict::Go(Some(acknowledged(counted, asked.namespace, whose, now))),
+            false => Verdict::Wait(opened, None),
+        };
     }
-    let is_over = counted.since.as_ref().is_none_or(|since| now >= later(since.0, limits::DELETION_WINDOW));
-    let (since, count) = if is_over { (Some(Time(now)), 0) } else { (counted.since.clone(), counted.count) };
-    let next = Deletions { since, count, ..counted.clone() };
-    if count < limit(asked.references) {
-        return Verdict::Go(Some(Deletions { count: count + 1, ..next }));
+    let (own, all) = (rolled(own, now), rolled(whole(counted), now));
+    let is_full = |counted: &NamespaceDeletions, limit: i64| counted.count >= limit;
+    if is_full(&own, own_limit(asked.own_references)) {
+        let opened = NamespaceDeletions { waiting_since: Some(Time(now)), ..own };
+        return Verdict::Wait(Opened { since: now, whose: Whose::Namespace }, Some(counted.with(opened, now)));
     }
-    Verdict::Wait(now, Some(Deletions { waiting_since: Some(Time(now)), ..next }))
+    if is_full(&all, target_limit(asked.references)) {
+        let next = Deletions { waiting_since: Some(Time(now)), since: all.since, count: all.count, ..counted.clone() };
+        return Verdict::Wait(Opened { since: now, whose: Whose::Target }, Some(next));
+    }
+    let next = Deletions { since: all.since, count: all.count + 1, ..counted.clone() };
+    Verdict::Go(Some(next.with(NamespaceDeletions { count: own.count + 1, ..own }, now)))
 }
 
-fn limit(references: i64) -> i64 {
+/// A word for the whole target is one for each of its namespaces.
+fn acknowledged(counted: &Deletions, namespace: &str, whose: Whose, now: Timestamp) -> Deletions {
+    let (since, acknowledged_time) = (Some(Time(now)), Some(Time(now)));
+    match whose {
+        Whose::Target => Deletions { since, acknowledged_time, ..Deletions::default() },
+        Whose::Namespace => {
+            let before = counted.of(namespace);
+            let own = NamespaceDeletions { since, count: 0, waiting_since: None, acknowledged_time, ..before.clone() };
+            // They were meant: the target need not worry about them any more.
+            Deletions { count: (counted.count - before.count).max(0), ..counted.with(own, now) }
+        }
+    }
+}
+
+/// The same count, or a new one if its window is over.
+fn rolled(counted: NamespaceDeletions, now: Timestamp) -> NamespaceDeletions {
+    match counted.since.as_ref().is_none_or(|since| is_over(since, limits::DELETION_WINDOW, now)) {
+        true => NamespaceDeletions { since: Some(Time(now)), count: 0, ..counted },
+        false => counted,
+    }
+}
+
+fn whole(counted: &Deletions) -> NamespaceDeletions {
+    NamespaceDeletions { since: counted.since.clone(), count: counted.count, ..NamespaceDeletions::default() }
+}
+
+fn is_over(since: &Time, window: Duration, now: Timestamp) -> bool {
+    now >= later(since.0, window)
+}
+
+fn own_limit(references: i64) -> i64 {
     limits::DELETIONS_PER_WINDOW.max(references / limits::DELETIONS_SHARE)
 }
 
+fn target_limit(references: i64) -> i64 {
+    limits::DELETIONS_OF_TARGET_PER_WINDOW.max(references / limits::DELETIONS_OF_TARGET_SHARE)
+}
+
+impl Asked<'_> {
+    fn has_word_for(&self, opened: Opened) -> bool {
+        let words = self.acknowledged.unwrap_or_default().split([',', ' ']);
+        let is_it = |word: &str| {
+            let time = match opened.whose {
+                Whose::Namespace => word.strip_prefix(self.namespace).and_then(|rest| rest.strip_prefix('/')),
+                Whose::Target => Some(word),
+            };
+            time.and_then(|time| time.parse().ok()) == Some(opened.since)
+        };
+        words.map(str::trim).any(is_it)
+    }
+}
+
+impl Deletions {
+    /// Those of a namespace; none were counted if it is not there.
+    fn of(&self, namespace: &str) -> NamespaceDeletions {
+        let found = self.namespaces.iter().find(|n| n.namespace == namespace).cloned();
+        found.unwrap_or_else(|| NamespaceDeletions { namespace: namespace.to_owned(), ..NamespaceDeletions::default() })
+    }
+
+    /// With new counts of one namespace, and without those that say nothing any more. Beyond the most that are kept a
+    /// namespace counts for the target alone.
+    fn with(&self, own: NamespaceDeletions, now: Timestamp) -> Self {
+        let says_something = |n: &&NamespaceDeletions| {
+            let counts = |time: &Option<Time>, window| time.as_ref().is_some_and(|t| !is_over(t, window, now));
+            n.waiting_since.is_some()
+                || counts(&n.since, limits::DELETION_WINDOW)
+                || counts(&n.acknowledged_time, limits::DELETIONS_ACKNOWLEDGED)
+        };
+        let others = self.namespaces.iter().filter(|n| n.namespace != own.namespace).filter(says_something);
+        let mut namespaces: Vec<_> = others.cloned().collect();
+        if namespaces.len() < limits::DELETION_NAMESPACES_MAX {
+            namespaces.push(own);
+        }
+        Self { namespaces, ..self.clone() }
+    }
+}
+
 /// How a person lets them go.
-pub fn how_to_acknowledge(target: &str, since: Timestamp) -> String {
+pub fn how_to_acknowledge(target: &str, namespace: &str, opened: Opened) -> String {
+    let since = opened.since;
+    let (what, word) = match opened.whose {
+        Whose::Namespace => (
+            format!("More Backups of namespace {namespace} on ClusterBackupTarget {target}"),
+            format!("{namespace}/{since}"),
+        ),
+        Whose::Target => (format!("More Backups of ClusterBackupTarget {target}"), since.to_string()),
+    };
     format!(
-        "More Backups of ClusterBackupTarget {target} were deleted in a short time than go by themselves, so their data waits. If that was meant: kubectl annotate clusterbackuptarget {target} --overwrite {ACKNOWLEDGE}={since}. If not: set deletionPolicy: Retain on them, and their data stays"
+        "{what} were deleted in a short time than go by themselves, so their data waits. If that was meant: kubectl annotate clusterbackuptarget {target} --overwrite {ACKNOWLEDGE}={word}. If not: set deletionPolicy: Retain on them, and their data stays"
     )
 }
 
-/// The answer, after the count was written.
+/// The answer, after the counts were written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     Go,
-    Wait(Timestamp),
+    Wait(Opened),
     /// Somebody else wrote meanwhile: ask again.
     AskAgain,
 }
 
-/// Judges by the live target and writes the count. `target` was read a moment ago.
-pub async fn ask(context: &Context, target: &ClusterBackupTarget, deleted_at: Timestamp) -> Result<Answer, ApiError> {
+/// Who asks: the Backup's namespace, how many there are of it on this target, and when it was deleted.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    pub namespace: &'a str,
+    pub references: i64,
+    pub deleted_at: Timestamp,
+}
+
+impl<'a> Asked<'a> {
+    pub fn of(asker: Asker<'a>, target: &'a ClusterBackupTarget) -> Self {
+        Self {
+            acknowledged: target.annotations().get(ACKNOWLEDGE).map(String::as_str),
+            namespace: asker.namespace,
+            deleted_at: asker.deleted_at,
+            own_references: asker.references,
+            references: target.status.as_ref().and_then(|s| s.references).unwrap_or(0),
+        }
+    }
+}
+
+/// Judges by the live target and writes the counts. `target` was read a moment ago.
+pub async fn ask(context: &Context, target: &ClusterBackupTarget, asker: Asker<'_>) -> Result<Answer, ApiError> {
     let status = target.status.clone().unwrap_or_default();
-    let asked = Asked {
-        acknowledged: target.annotations().get(ACKNOWLEDGE).map(String::as_str),
-        deleted_at,
-        references: status.references.unwrap_or(0),
-    };
     let now = whole_seconds(telemetry::now());
-    let (answer, counted) = match judge(&status.deletions.clone().unwrap_or_default(), asked, now) {
-        Verdict::Go(counted) => (Answer::Go, counted),
-        Verdict::Wait(since, counted) => (Answer::Wait(since), counted),
+    let counted = status.deletions.clone().unwrap_or_default();
+    let (answer, counted, opened) = match judge(&counted, Asked::of(asker, target), now) {
+        Verdict::Go(None) => return Ok(Answer::Go),
+        Verdict::Wait(opened, None) => return Ok(Answer::Wait(opened)),
+        Verdict::Go(Some(counted)) => (Answer::Go, counted, None),
+        Verdict::Wait(opened, Some(counted)) => (Answer::Wait(opened), counted, Some(opened)),
     };
-    let Some(counted) = counted else { return Ok(answer) };
-    let opened = counted.waiting_since.clone();
     let status = crate::api::ClusterBackupTargetStatus { deletions: Some(counted), ..status };
     let patch = json!({
         "apiVersion": format!("{GROUP}/{VERSION}"),
@@ -131,9 +262,14 @@ pub async fn ask(context: &Context, target: &ClusterBackupTarget, deleted_at: Ti
             return Err(error);
         }
     }
-    if let Some(since) = opened {
-        let text = how_to_acknowledge(&target.name_any(), since.0);
-        tracing::warn!(target = %target.name_any(), "Many deletions wait for an acknowledgement");
+    if let Some(opened) = opened {
+        let text = how_to_acknowledge(&target.name_any(), asker.namespace, opened);
+        tracing::warn!(
+            target = %target.name_any(),
+            namespace = asker.namespace,
+            whose = ?opened.whose,
+            "Many deletions wait for an acknowledgement"
+        );
         let note = Note { severity: Severity::Warning, reason: "WaitingForAcknowledgement".into(), text };
         context.publish(target, note, "Delete".into());
     }
@@ -141,77 +277,4 @@ pub async fn ask(context: &Context, target: &ClusterBackupTarget, deleted_at: Ti
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_790_000_000 + second).expect("in range")
-    }
-
-    fn asked(deleted: i64) -> Asked<'static> {
-        Asked { acknowledged: None, deleted_at: at(deleted), references: 0 }
-    }
-
-    /// Asks for so many Backups, one a second, and says how many went.
-    fn went(counted: &mut Deletions, many: i64, from: i64, asked: Asked<'_>) -> i64 {
-        let mut went = 0;
-        for n in 0..many {
-            match judge(counted, Asked { deleted_at: at(from), ..asked }, at(from + n)) {
-                Verdict::Go(next) => {
-                    went += 1;
-                    *counted = next.unwrap_or(counted.clone());
-                }
-                Verdict::Wait(_, next) => *counted = next.unwrap_or(counted.clone()),
-            }
-        }
-        went
-    }
-
-    #[test]
-    fn law_10_a_mass_deletion_stops_at_the_limit_and_waits_however_long_nobody_says_yes() {
-        let mut counted = Deletions::default();
-        assert_eq!(went(&mut counted, 300, 0, asked(0)), limits::DELETIONS_PER_WINDOW);
-        let waiting = counted.waiting_since.clone().expect("the breaker is open");
-        for hours in [1, 2, 24, 1000] {
-            assert_eq!(went(&mut counted, 50, hours * 3600, asked(0)), 0, "time alone lets nothing through");
-        }
-        for wrong in ["true", "", "2026-01-01T00:00:00Z", "yes please"] {
-            let asked = Asked { acknowledged: Some(wrong), ..asked(0) };
-            assert!(matches!(judge(&counted, asked, at(9)), Verdict::Wait(t, None) if t == waiting.0), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn law_10_an_acknowledgement_lets_go_what_waits_and_is_used_up() {
-        let mut counted = Deletions::default();
-        went(&mut counted, 300, 0, asked(0));
-        let word = counted.waiting_since.clone().expect("open").0.to_string();
-        let acknowledged = Asked { acknowledged: Some(&word), ..asked(0) };
-        assert!(matches!(judge(&counted, acknowledged, at(500)), Verdict::Go(Some(_))));
-        let Verdict::Go(Some(next)) = judge(&counted, acknowledged, at(500)) else { panic!("as before") };
-        counted = next;
-        for n in 0..280 {
-            assert_eq!(judge(&counted, acknowledged, at(501 + n)), Verdict::Go(None), "everything deleted before");
-        }
-        // The annotation is still there; what is deleted now is counted anew.
-        let later = Asked { acknowledged: Some(&word), ..asked(600) };
-        assert_eq!(went(&mut counted, 100, 600, later), limits::DELETIONS_PER_WINDOW);
-        assert_ne!(counted.waiting_since.map(|t| t.0.to_string()), Some(word));
-    }
-
-    #[test]
-    fn a_slow_trickle_never_waits_and_a_large_target_has_a_larger_limit() {
-        let mut counted = Deletions::default();
-        let window = i64::try_from(limits::DELETION_WINDOW.as_secs()).expect("small");
-        for n in 0..200 {
-            assert_eq!(
-                went(&mut counted, 1, n * window / limits::DELETIONS_PER_WINDOW, asked(0)),
-                1,
-                "{n}: {counted:?}"
-            );
-        }
-        let mut counted = Deletions::default();
-        let large = Asked { references: 5000, ..asked(0) };
-        assert_eq!(went(&mut counted, 3000, 0, large), 500);
-    }
-}
+mod tests;

@@ -128,7 +128,7 @@ pub fn after_error(target: Arc<ClusterBackupTarget>, error: &ApiError, _: Arc<Ta
 
 async fn pass(target: &ClusterBackupTarget, targets: &Targets) -> Result<Action, ApiError> {
     let context = &targets.context;
-    let references = references::count(target, context);
+    let references = references::count(&target.uid().unwrap_or_default(), None, context);
     if references::hold(target, references, context).await? {
         return Ok(Action::requeue(HELD_PAUSE));
     }

@@ -21,10 +21,12 @@ use crate::{
 /// Keeps a target while Backups refer to it.
 pub const FINALIZER: &str = "tidemark.dev/references";
 
-/// Backups that chose this target.
-pub fn count(target: &ClusterBackupTarget, context: &Context) -> i64 {
-    let uid = target.uid().unwrap_or_default();
+/// Backups that chose the target of this uid: all of them, or those of one namespace.
+pub fn count(uid: &str, namespace: Option<&str>, context: &Context) -> i64 {
     let is_ours = |b: &std::sync::Arc<crate::api::Backup>| {
+        if namespace.is_some_and(|namespace| b.metadata.namespace.as_deref() != Some(namespace)) {
+            return false;
+        }
         let backup = context.backups.freshest(b.clone());
         backup.status.as_ref().and_then(|s| s.target.as_ref()).is_some_and(|t| t.uid == uid)
     };

@@ -4,7 +4,10 @@
 //! imported goes only if it says itself that this namespace of this cluster made it. It is asked here, at the last moment,
 //! whatever status says. A removal that is interrupted at any point is begun again from its start.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::{mpsc, watch};
@@ -24,7 +27,7 @@ use crate::{
         credentials::CredentialSource,
         error::StoreError,
         guard::Timing,
-        janitor::{self, Belongings, Living, Wanted},
+        janitor::{self, Belongings, Living, Recorded, Wanted},
         layout::VolumeLayout,
         record::label,
         remove::{Doomed, remove},
@@ -89,6 +92,10 @@ pub struct Lives {
     attempts: BTreeSet<AttemptId>,
     /// Uids of Backups that no attempt goes on with.
     dead: BTreeSet<String>,
+    /// The record that a Backup was completed with, by its uid.
+    own: BTreeMap<String, BackupName>,
+    /// Volume and record of everything that a Backup refers to or asks for.
+    referred: BTreeSet<(String, BackupName)>,
 }
 
 impl Lives {
@@ -98,7 +105,20 @@ impl Lives {
         for backup in context.backups.state() {
             let backup = context.backups.freshest(backup);
             let uid = backup.uid().unwrap_or_default();
+            if let Some(existing) = &backup.spec.source.existing
+                && let Ok((volume, record)) = existing.parse()
+            {
+                lives.referred.insert((volume.to_string(), record));
+            }
             let Some(status) = backup.status.as_ref() else { continue };
+            if let Some(store) = &status.store
+                && let Some(record) = store.backup.as_ref().and_then(|name| name.parse::<BackupName>().ok())
+            {
+                lives.referred.insert((store.volume.clone(), record.clone()));
+                if status.state == Some(BackupState::Completed) {
+                    lives.own.insert(uid.clone(), record);
+                }
+            }
             if doomed == Some(uid.as_str()) || !may_go_on(status.state, status.next_retry_time.is_some()) {
                 lives.dead.insert(uid);
                 continue;
@@ -117,7 +137,10 @@ impl Lives {
             belongings.tidemark.iter().filter_map(|entry| entry.key.strip_prefix(&folder)?.split('/').next());
         let configs = belongings.heads.values().filter_map(|head| head.label(label::BACKUP_UID));
         let wanted = journals.chain(configs).filter(|uid| !self.dead.contains(*uid)).map(str::to_owned).collect();
-        Living { attempts: self.attempts.clone(), wanted: Wanted::Only(wanted) }
+        let here = |of: &&(String, BackupName)| of.0 == belongings.layout.volume();
+        let referred = self.referred.iter().filter(here).map(|(_, record)| record.clone()).collect();
+        let recorded = Recorded { own: self.own.clone(), referred };
+        Living { attempts: self.attempts.clone(), wanted: Wanted::Only(wanted), recorded }
     }
 }
 
@@ -207,8 +230,6 @@ impl Errand {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::store::objects::{Entry, Meta};
 
@@ -222,12 +243,21 @@ mod tests {
             layout: layout.clone(),
             backups: Vec::new(),
             heads: BTreeMap::new(),
+            incomplete: BTreeSet::new(),
             tidemark: vec![entry("ours-dead"), entry("ours-alive"), entry("another-cluster")],
             locks: Vec::new(),
         };
-        let lives = Lives { attempts: [attempt.clone()].into(), dead: ["ours-dead".to_owned()].into() };
+        let record = BackupName::of_attempt("ours-dead", &attempt);
+        let of = |volume: &str| (volume.to_owned(), record.clone());
+        let lives = Lives {
+            attempts: [attempt.clone()].into(),
+            dead: ["ours-dead".to_owned()].into(),
+            own: [("ours-dead".to_owned(), record.clone())].into(),
+            referred: [of("pvc-1"), of("pvc-2")].into(),
+        };
         let wanted = ["another-cluster", "ours-alive"].map(str::to_owned);
-        let expected = Living { attempts: [attempt].into(), wanted: Wanted::Only(wanted.into()) };
+        let recorded = Recorded { own: lives.own.clone(), referred: [record].into() };
+        let expected = Living { attempts: [attempt].into(), wanted: Wanted::Only(wanted.into()), recorded };
         assert_eq!(lives.on(&belongings), expected);
     }
 

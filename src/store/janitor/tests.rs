@@ -16,8 +16,8 @@ struct World(Belongings);
 impl World {
     fn new() -> Self {
         let layout = VolumeLayout::new(&"pvc-demo".parse().expect("valid"));
-        let (backups, heads, tidemark, locks) = Default::default();
-        Self(Belongings { layout, backups, heads, tidemark, locks })
+        let (backups, heads, incomplete, tidemark, locks) = Default::default();
+        Self(Belongings { layout, backups, heads, incomplete, tidemark, locks })
     }
 
     fn entry(key: String, age: i64) -> Entry {
@@ -65,6 +65,11 @@ impl World {
         self
     }
 
+    fn with_unfinished(mut self, name: &str, age: i64) -> Self {
+        self.0.tidemark.push(Self::entry(format!("{}{name}", self.0.layout.unfinished()), age));
+        self
+    }
+
     /// What would go, by kind.
     fn cleared(&self, living: &Living) -> Vec<Remnant> {
         plan(&self.0, living, now()).clear.into_iter().map(|clear| clear.what).collect()
@@ -76,14 +81,14 @@ fn attempt() -> AttemptId {
 }
 
 fn nobody() -> Living {
-    Living { attempts: BTreeSet::new(), wanted: Wanted::Only(BTreeSet::new()) }
+    Living { wanted: Wanted::Only(BTreeSet::new()), ..Living::default() }
 }
 
 fn wanted() -> Living {
     Living { wanted: Wanted::Only(["uid".to_owned()].into()), ..nobody() }
 }
 
-use Remnant::{Journal, LateRecord, Lock, Marker, Tombstone};
+use Remnant::{Journal, LateRecord, Lock, Marker, SecondRecord, Tombstone, Unfinished};
 
 #[test]
 fn a_marker_goes_when_every_object_of_its_attempt_is_old_and_nobody_wants_it() {
@@ -141,6 +146,41 @@ fn law_8_what_arrives_after_a_tombstone_goes_at_once() {
 }
 
 #[test]
+fn law_8_a_second_record_goes_only_beside_a_whole_one_that_its_backup_calls_its_own() {
+    let (stale, own) = (attempt(), AttemptId::new(8, [8; 10]));
+    let name = |attempt: &AttemptId| BackupName::of_attempt("uid", attempt);
+    let two = |age| World::new().with_record("uid", &stale, age).with_record("uid", &own, HOUR);
+    let knows = |record: &AttemptId| Living {
+        recorded: Recorded { own: [("uid".to_owned(), name(record))].into(), referred: [name(record)].into() },
+        ..nobody()
+    };
+    let key = two(HOUR).0.layout.backup(&name(&stale));
+    let clearing = plan(&two(HOUR).0, &knows(&own), now());
+    assert_eq!((clearing.clear[0].what, &clearing.clear[0].keys), (SecondRecord, &vec![key]), "{clearing:?}");
+    assert_eq!(clearing.clear.len(), 1);
+    assert!(clearing.needs_sweep() && clearing.has_configs());
+    assert_eq!(two(HOUR).cleared(&knows(&stale)), [SecondRecord], "whichever it calls its own: the older was adopted");
+    assert_eq!(two(HOUR).cleared(&nobody()), [], "of two the bucket does not say which");
+    assert_eq!(two(19 * MINUTE).cleared(&knows(&own)), [], "somebody may just have begun to read it");
+    assert_eq!(two(HOUR).cleared(&knows(&AttemptId::new(9, [9; 10]))), [], "its own is not there");
+    let mut referred = knows(&own);
+    referred.recorded.referred.insert(name(&stale));
+    assert_eq!(two(HOUR).cleared(&referred), [], "imported by somebody");
+    let mut broken = two(HOUR);
+    broken.0.incomplete.insert(broken.0.layout.backup(&name(&own)));
+    assert_eq!(broken.cleared(&knows(&own)), [], "its own lacks a block, and this one may not");
+    let mut unread = two(HOUR);
+    unread.0.heads.remove(&unread.0.layout.backup(&name(&own)));
+    assert_eq!(unread.cleared(&knows(&own)), [], "its own could not be read");
+    let mut marker = World::new().with_record("uid", &stale, HOUR).with_marker("uid", &own, HOUR);
+    let in_its_place = marker.0.layout.backup(&name(&own));
+    marker.0.heads.insert(in_its_place, World::head("uid", &own, ""));
+    assert!(!marker.cleared(&knows(&own)).contains(&SecondRecord), "its own is not complete");
+    let others = World::new().with_record("other", &stale, HOUR).with_record("uid", &own, HOUR);
+    assert_eq!(others.cleared(&knows(&own)), [], "another Backup's");
+}
+
+#[test]
 fn a_tombstone_stays_a_day_and_as_long_as_anything_of_its_backup() {
     let day = || World::new().with_tombstone("uid", 24 * HOUR);
     assert_eq!(day().cleared(&nobody()), [Tombstone]);
@@ -159,6 +199,19 @@ fn a_lock_goes_when_no_request_of_its_holder_can_arrive_any_more() {
     assert_eq!(World::new().with_lock(&attempt(), 20 * MINUTE - 1).cleared(&nobody()), []);
     let alive = Living { attempts: [attempt()].into(), ..nobody() };
     assert_eq!(World::new().with_lock(&attempt(), 48 * HOUR).cleared(&alive), []);
+}
+
+#[test]
+fn a_temporary_file_goes_after_a_day_and_is_nothing_else_meanwhile() {
+    let one = |name: &str, age| World::new().with_unfinished(name, age);
+    for name in ["volume.cfg.tmp.1", "deleted.tmp.12", "ab.blk.tmp.123", "00000001.jnl.tmp.9", "attempt.json.tmp.9"] {
+        assert_eq!(one(name, 24 * HOUR).cleared(&wanted()), [Unfinished], "{name}");
+        assert_eq!(one(name, 24 * HOUR - 1).cleared(&nobody()), [], "{name}");
+        assert!(Tombstones::of(&one(name, 0).0.layout, &one(name, 0).0.tidemark).is_empty(), "{name}");
+    }
+    for name in ["volume.cfg", "volume.cfg.tmp.", "volume.cfg.tmp.mine"] {
+        assert_eq!(one(name, 1000 * HOUR).cleared(&nobody()), [], "{name} is not ours");
+    }
 }
 
 #[test]

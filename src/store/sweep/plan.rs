@@ -4,7 +4,7 @@
 //! each deletion. A record that cannot be read, a config in progress that is not ours or not dead: then the plan names its
 //! reasons and no block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -156,6 +156,7 @@ impl Planner<'_> {
             tombstones: Tombstones::of(self.layout, &tidemark),
             listed,
             heads: BTreeMap::new(),
+            incomplete: BTreeSet::new(),
             gone: Vec::new(),
             refusals: Vec::new(),
             missing: 0,
@@ -227,6 +228,7 @@ impl Planner<'_> {
             layout: self.layout.clone(),
             backups,
             heads: read.heads,
+            incomplete: read.incomplete,
             tidemark,
             locks: self.locks.to_vec(),
         };
@@ -266,6 +268,7 @@ struct Read<'a> {
     tombstones: Tombstones,
     listed: Listed,
     heads: BTreeMap<String, RecordHead>,
+    incomplete: BTreeSet<String>,
     gone: Vec<Doom>,
     refusals: Vec<StoreError>,
     missing: u64,
@@ -299,21 +302,22 @@ impl Read<'_> {
     }
 
     async fn stream(&mut self, entry: &Entry) -> Result<RecordHead, StoreError> {
-        let mut reader = RecordReader::open(self.client, entry).await?;
+        let mut reader = RecordReader::open_listed(self.client.clone(), entry).await?;
         let counts = !self.is_doomed(reader.head()) && !self.tombstones.covers(reader.head());
         while let Some(block) = reader.next().await? {
             if counts && !self.listed.name(&block.block_checksum)? {
                 self.missing += 1;
+                self.incomplete.insert(entry.key.clone());
                 self.missing_first.get_or_insert_with(|| self.layout.block(&block.block_checksum));
             }
         }
-        let head = reader.finish().await?;
+        let head = reader.head();
         let named = backup_of_key(&entry.key);
         if head.volume_name.is_empty() || named.is_some_and(|name| name.as_str() != head.name) {
             let seen = format!("it says that it is backup {:?} of volume {:?}", head.name, head.volume_name);
             return Err(StoreError::new(ErrorKind::Damaged, "GET", &entry.key, seen));
         }
-        Ok(head)
+        Ok(head.clone())
     }
 
     fn is_doomed(&self, head: &RecordHead) -> bool {

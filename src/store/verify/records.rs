@@ -8,12 +8,12 @@ use super::{Check, FindingKind, Findings, Group, Place};
 use crate::{
     model::{BackupName, BlockSize, Compression, block},
     store::{
-        entries::Entries,
         error::{ErrorKind, StoreError},
         inventory::ListedSize,
         layout::backup_of_key,
         objects::Entry,
         record::{BlockEntry, RecordHead, RecordId, label},
+        record_reader::RecordReader,
         scratch::Bitmap,
         survey,
     },
@@ -193,7 +193,7 @@ impl Check<'_> {
     }
 
     async fn walk_entries(&mut self, record: &Sound, walk: Walk, found: &mut Findings) -> Result<(), StoreError> {
-        let mut entries = Entries::open(self.client.clone(), &record.key, record.block_size).await?;
+        let mut entries = RecordReader::open(self.client.clone(), &record.key, record.block_size).await?;
         let mut count = 0;
         while let Some(entry) = entries.next().await? {
             count += 1;

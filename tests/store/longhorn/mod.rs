@@ -2,6 +2,7 @@
 //! `support/longhorn` says which Longhorn is at work.
 
 mod beside;
+mod leftovers;
 mod matrix;
 mod requests;
 mod stores;

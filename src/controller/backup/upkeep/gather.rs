@@ -21,9 +21,10 @@ use crate::{
         context::{ApiError, Context, bounded},
         runner::{AttemptRef, Worker},
         target::{
-            breaker::{self, Answer, Asked, Verdict},
+            breaker::{self, Answer, Asked, Asker, Verdict},
             ground::{self, Ground},
             lookup::{self, Wanted},
+            references,
             removal::{self, Doom, Removal},
         },
         work::{
@@ -149,20 +150,18 @@ fn admission(context: &Context, backup: &Backup, target: &ChosenTarget) -> Admis
         return Admission::Granted;
     }
     let Some(cached) = context.targets.get(&ObjectRef::new(&target.name)) else { return Admission::Unasked };
-    let status = cached.status.clone().unwrap_or_default();
-    let asked = Asked {
-        acknowledged: cached.annotations().get(breaker::ACKNOWLEDGE).map(String::as_str),
-        deleted_at: deleted_at(backup),
-        references: status.references.unwrap_or(0),
-    };
-    match breaker::judge(&status.deletions.unwrap_or_default(), asked, now()) {
-        Verdict::Wait(since, None) => Admission::Waiting(since),
+    let namespace = backup.namespace().unwrap_or_default();
+    let asked = Asked::of(asker(context, backup, &namespace, target), &cached);
+    let counted = cached.status.as_ref().and_then(|s| s.deletions.clone()).unwrap_or_default();
+    match breaker::judge(&counted, asked, now()) {
+        Verdict::Wait(opened, None) => Admission::Waiting(opened),
         Verdict::Wait(_, Some(_)) | Verdict::Go(_) => Admission::Unasked,
     }
 }
 
-fn deleted_at(backup: &Backup) -> jiff::Timestamp {
-    backup.metadata.deletion_timestamp.as_ref().map_or_else(now, |t| t.0)
+fn asker<'a>(context: &Context, backup: &Backup, namespace: &'a str, target: &ChosenTarget) -> Asker<'a> {
+    let deleted_at = backup.metadata.deletion_timestamp.as_ref().map_or_else(now, |t| t.0);
+    Asker { namespace, references: references::count(&target.uid, Some(namespace), context), deleted_at }
 }
 
 /// Asks the breaker by the live target. What it says stands until the Backup is gone or this operator leads no more.
@@ -172,12 +171,13 @@ pub async fn ask_to_remove(context: &Context, backup: &Backup, o: &Observed) -> 
         context.memory().grounds.remove(&(o.wish.namespace.clone(), target.uid.clone()));
         return Ok(Admission::Unasked);
     };
-    Ok(match breaker::ask(context, &live, deleted_at(backup)).await? {
+    let asker = asker(context, backup, &o.wish.namespace, target);
+    Ok(match breaker::ask(context, &live, asker).await? {
         Answer::Go => {
             context.memory().admitted.insert(o.wish.uid.clone());
             Admission::Granted
         }
-        Answer::Wait(since) => Admission::Waiting(since),
+        Answer::Wait(opened) => Admission::Waiting(opened),
         Answer::AskAgain => Admission::Unasked,
     })
 }

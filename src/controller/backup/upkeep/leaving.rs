@@ -11,15 +11,13 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::{
     Decision, Observed, Step, decided,
     standing::{Departing, Standing},
 };
 use crate::controller::{
     target::{
-        breaker::how_to_acknowledge,
+        breaker::{Opened, how_to_acknowledge},
         errands::{Lies, backoff},
         removal::RemovalEnd,
     },
@@ -48,8 +46,8 @@ pub struct Leaving {
 pub enum Admission {
     Unasked,
     Granted,
-    /// Until the annotation has this time.
-    Waiting(Timestamp),
+    /// Until the annotation has its word.
+    Waiting(Opened),
 }
 
 pub fn leaving(o: &Observed, leaving: &Leaving) -> Decision {
@@ -83,9 +81,9 @@ pub fn leaving(o: &Observed, leaving: &Leaving) -> Decision {
     }
     match leaving.admission {
         Admission::Unasked => decided(Step::AskToRemove, Standing::Unchanged { again: Some(Duration::from_secs(1)) }),
-        Admission::Waiting(since) => {
+        Admission::Waiting(opened) => {
             let target = o.status.target.as_ref().map_or("", |t| &t.name);
-            let how = how_to_acknowledge(target, since);
+            let how = how_to_acknowledge(target, &o.wish.namespace, opened);
             departing(Step::Nothing, Departing::WaitingForAcknowledgement { how })
         }
         Admission::Granted => removing(&leaving.removal),
@@ -137,7 +135,7 @@ mod tests {
                 laws::completed,
                 upkeep::{Task, decide, standing::next_status},
             },
-            target::lookup::Problem,
+            target::{breaker::Whose, lookup::Problem},
             work::{
                 observe::{Life, Refusal, Wish},
                 queue::Urgency,
@@ -169,7 +167,8 @@ mod tests {
 
     /// Every small world of a deleted Backup without a worker.
     fn worlds(mut check: impl FnMut(&Observed, &Leaving)) {
-        let since = Timestamp::from_second(1_790_000_000).expect("in range");
+        let since = jiff::Timestamp::from_second(1_790_000_000).expect("in range");
+        let opened = Opened { since, whose: Whose::Namespace };
         let targets = [
             Seen::Usable(Box::new(target())),
             Seen::Waiting(Refusal::new(Cause::WaitingForTarget, "no secret")),
@@ -178,7 +177,7 @@ mod tests {
         for shaken in all(&[None, Some("namespace shop is being deleted".to_owned())]) {
             for sharer in all(&[None, Some("Backup other".to_owned())]) {
                 for readers in all(&[vec![], vec!["r".to_owned()]]) {
-                    for admission in [Admission::Unasked, Admission::Granted, Admission::Waiting(since)] {
+                    for admission in [Admission::Unasked, Admission::Granted, Admission::Waiting(opened)] {
                         for removal in ends() {
                             for target in all(&targets) {
                                 let leaving = Leaving {
