@@ -27,14 +27,17 @@ mod sweeping;
 mod target;
 mod verify;
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     model::FailureReason,
     store::error::StoreError,
-    telemetry::{self, LogFormat},
+    telemetry::{self, Colours, LogFormat},
 };
 
 /// What is shown of the log when nobody asked: what we recovered from. Failures are told as results.
@@ -71,7 +74,9 @@ EXIT CODES
 ENVIRONMENT
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN  credentials
   AWS_ENDPOINTS, AWS_REGION, AWS_CERT, VIRTUAL_HOSTED_STYLE    as in a Longhorn credential secret
-  TIDEMARK_LOG                                                 log filter, such as tidemark=debug";
+  TIDEMARK_LOG                                                 log filter, such as tidemark=debug
+  NO_COLOR                                                     log lines without colours on a terminal, too
+  SSL_CERT_FILE, SSL_CERT_DIR                                  whom to trust, instead of the system's certificates";
 
 /// Backs up volumes block by block to S3, in Longhorn's backupstore format, with a progress that cannot lie.
 #[derive(Debug, Parser)]
@@ -180,7 +185,8 @@ fn start_log(cli: &Cli) {
         Command::Worker(_) | Command::Operator(_) => None,
         _ => Some(LOG_FILTER_COMMANDS),
     };
-    telemetry::init(cli.log.log_format, cli.log.log.as_deref().or(quiet));
+    let colours = Colours::of(std::io::stderr().is_terminal(), environment::read("NO_COLOR").as_deref());
+    telemetry::init(cli.log.log_format, cli.log.log.as_deref().or(quiet), colours);
 }
 
 fn dispatch(command: Command) -> u8 {

@@ -17,6 +17,7 @@
 //! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
 //! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
+//! * `trust`     whose word counts for the store's certificate
 //! * `buffers`   memory that is paid for once; `scratch` tables too large for it
 
 pub mod adopt;
@@ -53,6 +54,7 @@ pub mod stall;
 pub mod survey;
 pub mod sweep;
 pub mod tombstone;
+mod trust;
 pub mod usage;
 pub mod verify;
 

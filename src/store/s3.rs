@@ -34,6 +34,7 @@ use super::{
     credentials::{CredentialSource, Current},
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
+    trust::Trust,
 };
 use crate::model::{FailureReason, job::S3Location, limits};
 
@@ -310,15 +311,7 @@ fn add_content_md5(request: &mut HttpRequest) {
 }
 
 fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3::Config, StoreError> {
-    let mut roots = tls::TrustStore::default();
-    if let Some(pem) = &location.ca_bundle {
-        roots = roots.with_pem_certificate(pem.as_bytes());
-    }
-    let context = tls::TlsContext::builder().with_trust_store(roots).build().map_err(|error| {
-        let seen = format!("{error}; caBundle must be PEM certificates");
-        StoreError::new(ErrorKind::Refused(FailureReason::AccessDenied), "OPEN", &location.bucket, seen)
-    })?;
-    let http = http_client(location, context)?;
+    let http = http_client(location, tls_context(location)?)?;
     let mut config = aws_sdk_s3::Config::builder();
     config.set_endpoint_url(location.endpoint.clone());
     Ok(config
@@ -334,6 +327,18 @@ fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3:
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .build())
+}
+
+/// What the SDK is given was looked at before: it panics on certificates that it cannot read, and where there are none.
+fn tls_context(location: &S3Location) -> Result<tls::TlsContext, StoreError> {
+    let trust = Trust::of(location)?;
+    let mut roots = tls::TrustStore::empty().with_native_roots(trust.is_system_trusted);
+    if let Some(pem) = trust.bundle {
+        roots = roots.with_pem_certificate(pem.as_bytes());
+    }
+    tls::TlsContext::builder().with_trust_store(roots).build().map_err(|error| {
+        StoreError::new(ErrorKind::Unavailable, "OPEN", &location.bucket, format!("TLS cannot be set up: {error}"))
+    })
 }
 
 /// Straight to the store, or by the target's proxy: never by one that only the environment names.

@@ -154,3 +154,29 @@ async fn law_6_out_of_memory_is_tried_once_more_and_the_snapshots_end_is_told() 
     let (operator, world) = (shop.operator, shop.world);
     world.end(&[&operator]).await;
 }
+
+/// The object is what leads to the rest. Where its data was to go too, it went before the volume of its snapshot did, and
+/// that was left to the rounds.
+#[tokio::test(flavor = "multi_thread")]
+async fn law_10_a_backup_deleted_with_its_data_goes_after_all_that_was_made_for_it() {
+    let shop = Shop::new(Plays::Everything).await;
+    world::hold_after(&shop.world.s3, 3);
+    shop.backup("pg-1", json!({"deletionPolicy": "Delete"})).await;
+    shop.until("pg-1", "uploading", |s| world::acknowledged(s) > 0).await;
+    // What goes beneath it keeps the data, so nothing waits for the bucket.
+    let going = ["delete", "clusterbackuptarget", "s3-primary", "--wait=false"];
+    shop.world.plane.kubectl(&going).await;
+    shop.backups().delete("pg-1", &Default::default()).await.expect("deleted");
+    shop.world.s3.heal();
+    eventually("the object gone", PATIENCE, || async {
+        match shop.backups().get_opt("pg-1").await.expect("asked") {
+            None => Ok(()),
+            Some(backup) => Err(format!("{:#?}\n{}", backup.status, shop.operator.tail())),
+        }
+    })
+    .await;
+    let left = shop.ours().await;
+    assert!(left.is_empty(), "the object is gone, and there is still {left:?}\n{}", shop.operator.tail());
+    let (operator, world) = (shop.operator, shop.world);
+    world.end(&[&operator]).await;
+}

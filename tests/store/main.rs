@@ -20,6 +20,7 @@ mod proxy;
 mod restore;
 mod scale;
 mod soak;
+mod surroundings;
 mod sweep;
 mod sweep_faults;
 mod verify;

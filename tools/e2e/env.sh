@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034 # used by those who source it
 # Sourced by the scripts of the e2e node: where things are, and how to tell whether the node runs.
 
-NODE=tidemark-e2e
+NODE=${TIDEMARK_E2E_NODE:-tidemark-e2e}
 RUN=/run/$NODE    # all that the node has on the host: logs, kubeconfig, certificates, pid
 STATE=/run/node   # in the node's mount namespace only, in memory: etcd, images, volumes
 LINK=$NODE        # the host's end of the wire to the node

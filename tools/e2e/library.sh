@@ -1,11 +1,15 @@
 # shellcheck shell=bash
 # What the scenarios are told with. Sourced by run.sh, and by each scenario, which runs as a process of its own.
 #
-# The law is looked at all the time: `backup` starts a watch of the Backup's status, which prints every change and compares
-# it with the bucket: the status is read first and the objects are counted after, so acknowledged <= objects must hold.
+# The law is looked at all the time: `backup` starts a watch of the namespace's Backups, which prints every change and
+# compares it with the bucket: the status is read first and the objects are counted after, so acknowledged <= objects must hold.
 
 # shellcheck source=tools/e2e/env.sh
 . tools/e2e/env.sh
+# shellcheck source=tools/e2e/objects.sh
+. tools/e2e/objects.sh
+# shellcheck source=tools/e2e/faults.sh
+. tools/e2e/faults.sh
 SYSTEM=tidemark-system
 STORE=$HOST_IP:9000
 STORE_KEYS=(e2e-writer e2e-secret-of-the-writer)
@@ -33,6 +37,16 @@ within() {
     done
 }
 
+# The same for what is over in a moment: asked all the time.
+at_once() { # SECONDS WHAT COMMAND…
+    local end=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" 2>>"$WORK/log"; do
+        [ $SECONDS -lt $end ] || fail "waited in vain for: $what"
+        sleep 0.02
+    done
+}
+
 # --- The S3 server of this host, with a directory behind it
 
 start_store() { # PROGRAM
@@ -50,7 +64,8 @@ start_store() { # PROGRAM
     done
 }
 
-blocks_of() { { find "$BUCKET"/backupstore/volumes/*/*/"$1"/blocks -name '*.blk' 2>/dev/null || true; } | wc -l; }
+# The blocks of a volume, in whichever bucket.
+blocks_of() { { find "$WORK"/store/objects/*/backupstore/volumes/*/*/"$1"/blocks -name '*.blk' 2>/dev/null || true; } | wc -l; }
 # The blocks of a volume that the store acknowledged, one line for each PUT: by its own log.
 puts() { # VOLUME
     awk -v volume="/$1/blocks/" '/ s3_PutObject / && / 200 / { for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i }' "$WORK/store/requests"
@@ -58,25 +73,28 @@ puts() { # VOLUME
 
 # --- The operator, by its chart
 
+# $CHART: another chart than this checkout's.
 install() { # VALUES…
     kubectl create namespace "$SYSTEM" --dry-run=client -o yaml | kubectl apply -f - &&
         kubectl -n "$SYSTEM" create secret generic s3-primary --from-literal="AWS_ACCESS_KEY_ID=${STORE_KEYS[0]}" \
             --from-literal="AWS_SECRET_ACCESS_KEY=${STORE_KEYS[1]}" --dry-run=client -o yaml | kubectl apply -f - &&
-        helm_to upgrade --install tidemark charts/tidemark --namespace "$SYSTEM" --wait --timeout 90s "$@" &&
+        with_helm upgrade --install tidemark "${CHART:-charts/tidemark}" --namespace "$SYSTEM" --wait --timeout 90s \
+            --set image.repository=tidemark.local/tidemark --set image.tag="${IMAGE_TAG:-dev}" --set image.pullPolicy=Never "$@" &&
         target s3-primary | kubectl apply -f - &&
         kubectl wait --for=condition=Ready --timeout=60s clusterbackuptarget/s3-primary
 }
-helm_to() {
-    HELM_CACHE_HOME=$WORK/helm HELM_CONFIG_HOME=$WORK/helm HELM_DATA_HOME=$WORK/helm helm "$@" \
-        --set image.repository=tidemark.local/tidemark --set image.tag="${IMAGE_TAG:-dev}" --set image.pullPolicy=Never
-}
+with_helm() { HELM_CACHE_HOME=$WORK/helm HELM_CONFIG_HOME=$WORK/helm HELM_DATA_HOME=$WORK/helm helm "$@"; }
 uninstall() {
     kubectl delete clusterbackuptarget s3-primary --wait --timeout=60s
-    HELM_CACHE_HOME=$WORK/helm HELM_CONFIG_HOME=$WORK/helm HELM_DATA_HOME=$WORK/helm \
-        helm uninstall tidemark --namespace "$SYSTEM" --wait --timeout 60s
+    with_helm uninstall tidemark --namespace "$SYSTEM" --wait --timeout 60s
     kubectl delete crd -l app.kubernetes.io/part-of=tidemark --wait --timeout=60s
     kubectl delete namespace "$SYSTEM" --wait --timeout=60s
 }
+operators() { kubectl -n "$SYSTEM" get pods -l app.kubernetes.io/component=operator -o "jsonpath={range .items[*]}{$1}{\"\n\"}{end}"; }
+# The Pod of the operator that leads: its identity is the Pod's name and a random number.
+leader() { kubectl -n "$SYSTEM" get lease tidemark-operator -o jsonpath='{.spec.holderIdentity}' | sed 's/-[0-9a-f]*$//'; }
+somebody_else_leads() { local now; now=$(leader) && [ -n "$now" ] && [ "$now" != "$1" ]; } # POD
+somebody_leads() { [ -n "$(leader)" ]; }
 target() { # NAME
     cat <<YAML
 apiVersion: tidemark.dev/v1alpha1
@@ -91,46 +109,15 @@ YAML
 }
 # --- Volumes and Backups of the scenario's namespace
 
-claim() { # NAME MIB MODE [CLASS]
-    cat <<YAML
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: $1, namespace: $NS}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: ${4:-file}
-  volumeMode: $3
-  resources: {requests: {storage: $2Mi}}
-YAML
-}
-pod_with() { # NAME CLAIM MODE SCRIPT
-    local use='volumeDevices: [{name: data, devicePath: /dev/data}]'
-    [ "$3" = Block ] || use='volumeMounts: [{name: data, mountPath: /data}]'
-    cat <<YAML
-apiVersion: v1
-kind: Pod
-metadata: {name: $1, namespace: $NS}
-spec:
-  restartPolicy: Never
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: main
-    image: $BUSYBOX
-    imagePullPolicy: Never
-    command: [sh, -ec, "$4"]
-    $use
-  volumes: [{name: data, persistentVolumeClaim: {claimName: $2}}]
-YAML
-}
 # A block volume of random bytes: MIB of it written, in blocks of which none is like another.
 random_volume() { # NAME MIB
     claim "$1" "$2" Block | kubectl apply -f - >>"$WORK/log"
-    pod_with "write-$1" "$1" Block "dd if=/dev/urandom of=/dev/data bs=1M count=$2 conv=fsync,notrunc" | kubectl apply -f - >>"$WORK/log"
+    pod "write-$1" "$1" Block "dd if=/dev/urandom of=/dev/data bs=1M count=$2 conv=fsync,notrunc" | kubectl apply -f - >>"$WORK/log"
     kubectl -n "$NS" wait --for=jsonpath='{.status.phase}=Succeeded' --timeout=60s "pod/write-$1" >>"$WORK/log"
     kubectl -n "$NS" delete pod "write-$1" --wait >>"$WORK/log"
 }
 
-# A Backup of a claim, and the watch of it. Lines of YAML for its spec may follow.
+# A Backup of a claim. Lines of YAML for its spec may follow. The first one starts the watch of them all.
 backup() { # NAME CLAIM [LINE…]
     local name=$1 claim=$2
     shift 2
@@ -142,7 +129,7 @@ spec:
   source: {persistentVolumeClaim: {name: $claim}}
 YAML
         printf '  %s\n' "$@"; } | kubectl apply -f - >>"$WORK/log"
-    watch_backup "$name" &
+    [ -e "$WORK/$NS.watched" ] || { touch "$WORK/$NS.watched"; watch_backups & }
 }
 # Enough time to get hold of it, and short deadlines: 8 blocks a second, 5 s until a stall, a retry after 2 s.
 SLOW=('upload: {maxBytesPerSecond: 8Mi}' 'deadlines: {stall: 5s}' 'retry: {backoff: 2s, maxBackoff: 4s}')
@@ -157,29 +144,33 @@ completed() { within "${2:-120}" "$1 Completed" is "$1" Completed; }
 
 # Every change of status, with what the bucket held right after it was read. Two things must never be seen: more blocks
 # acknowledged than there are, and a count that falls within an attempt. An API server that is away says nothing wrong.
-watch_backup() { # NAME
-    local columns='{.status.state}|{.status.reason}|{.status.attempt.number}|{.status.progress.acknowledgedBlocks}|{.status.progress.totalBlocks}|{.status.store.volume}{"\n"}'
-    local state reason attempt acknowledged total volume objects line told='' before=0 of='' pipe=$WORK/$NS.watch-$1
+watch_backups() {
+    local columns='{.metadata.name}|{.status.state}|{.status.reason}|{.status.attempt.number}|{.status.progress.acknowledgedBlocks}|{.status.progress.totalBlocks}|{.status.store.volume}{"\n"}'
+    local name state reason attempt acknowledged total volume objects line pipe=$WORK/$NS.watch
+    local -A told before of
     mkfifo "$pipe"
     trap 'kill $watching 2>/dev/null; exit 0' TERM
     while :; do
-        kubectl -n "$NS" get tmb "$1" --watch -o "jsonpath=$columns" >"$pipe" 2>/dev/null &
+        kubectl -n "$NS" get tmb --watch -o "jsonpath=$columns" >"$pipe" 2>/dev/null &
         watching=$!
-        while IFS='|' read -r state reason attempt acknowledged total volume; do
+        while IFS='|' read -r name state reason attempt acknowledged total volume; do
             acknowledged=${acknowledged:-0}
             objects=0
             [ -z "$volume" ] || objects=$(blocks_of "$volume")
-            echo "$1 $state $reason $attempt $acknowledged $objects" >>"$WORK/$NS.samples"
-            [ "$attempt" = "$of" ] || before=0 of=$attempt
-            if [ "$acknowledged" -gt "$objects" ]; then echo "$1: $acknowledged acknowledged, $objects in the bucket" >>"$WORK/$NS.broken"; fi
-            if [ "$acknowledged" -lt "$before" ]; then echo "$1: $acknowledged after $before in attempt $attempt" >>"$WORK/$NS.broken"; fi
-            before=$acknowledged
-            line="$state${reason:+/$reason}${attempt:+, attempt $attempt}${volume:+: $acknowledged of ${total:-?} blocks, $objects in the bucket}"
-            if [ "$line" != "$told" ]; then tell "$1 $line"; told=$line; fi
+            echo "$name $state $reason $attempt $acknowledged $objects" >>"$WORK/$NS.samples"
+            [ "$attempt" = "${of[$name]-}" ] || before[$name]=0 of[$name]=$attempt
+            if [ "$acknowledged" -gt "$objects" ]; then echo "$name: $acknowledged acknowledged, $objects in the bucket" >>"$WORK/$NS.broken"; fi
+            if [ "$acknowledged" -lt "${before[$name]-0}" ]; then echo "$name: $acknowledged after ${before[$name]} in attempt $attempt" >>"$WORK/$NS.broken"; fi
+            before[$name]=$acknowledged
+            line="$name $state${reason:+/$reason}${attempt:+, attempt $attempt}${volume:+: $acknowledged of ${total:-?} blocks, $objects in the bucket}"
+            if [ "$line" != "${told[$name]-}" ]; then tell "$line"; told[$name]=$line; fi
         done <"$pipe"
         sleep 0.2
     done
 }
+# Was the Backup ever seen in this state or with this reason?
+was_seen() { grep -qE "^$1 ($2 |[A-Za-z]* $2 )" "$WORK/$NS.samples"; }
+never_an_error() { ! was_seen "$1" Error || fail "$1 was an Error: $(grep "^$1 Error" "$WORK/$NS.samples" | head -n 1)"; }
 
 # What the volume was at the point in time that a Backup reads: the checksum of the driver's own snapshot.
 point_in_time() { # BACKUP
@@ -190,21 +181,20 @@ point_in_time() { # BACKUP
 }
 has_snapshot() { [ "$(kubectl -n "$NS" get volumesnapshot "tm-$(field "$1" .metadata.uid)" -o jsonpath='{.status.readyToUse}')" = true ]; }
 
+# Where a Backup is in the bucket; known when its object is gone.
+url_of() { # BACKUP
+    local file=$WORK/$NS.url-$1
+    [ -s "$file" ] || echo "s3://backups@us-east-1/?backup=$(field "$1" .status.store.backup)&volume=$(field "$1" .status.store.volume)" >"$file"
+    cat "$file"
+}
 # The Backup is restored by the command line and compared with that checksum.
 restored_is() { # BACKUP CHECKSUM
-    local name=$1
-    "$WORK/tidemark" restore "s3://backups@us-east-1/?backup=$(field "$name" .status.store.backup)&volume=$(field "$name" .status.store.volume)" \
-        "$WORK/restored" --endpoint "http://$STORE" --force >>"$WORK/log" 2>&1 || fail "$name cannot be restored: $(tail -n 3 "$WORK/log")"
-    [ "$(sha256sum <"$WORK/restored" | cut -d' ' -f1)" = "$2" ] || fail "$name was restored as something else"
+    "$WORK/tidemark" restore "$(url_of "$1")" "$WORK/restored" --endpoint "http://$STORE" --force >>"$WORK/log" 2>&1 ||
+        fail "$1 cannot be restored: $(tail -n 3 "$WORK/log")"
+    [ "$(sha256sum <"$WORK/restored" | cut -d' ' -f1)" = "$2" ] || fail "$1 was restored as something else"
     rm "$WORK/restored"
-    tell "$name was restored by the command line and is equal to the snapshot"
+    tell "$1 was restored by the command line and is equal to the snapshot"
 }
-
-# --- Faults
-
-# Packets between Pods and host are routed: they pass the node's filters.
-no_packets_to_store() { tools/e2e/enter.sh sh -c "iptables -I FORWARD -d $HOST_IP -p tcp --dport ${STORE#*:} -j DROP; iptables -I FORWARD -s $HOST_IP -p tcp --sport ${STORE#*:} -j DROP"; }
-forget_cuts() { tools/e2e/enter.sh sh -c 'iptables -F FORWARD'; }
 
 # --- Nothing is left
 
@@ -238,6 +228,15 @@ namespace_gone() {
     kubectl -n "$NS" delete tmb,pods --all --wait --timeout=90s &&
         kubectl delete namespace "$NS" --ignore-not-found --wait --timeout=90s
 }
+# The API server's rules refuse a count that falls and the like: the operators must never have tried.
+no_write_was_refused() {
+    local address metrics
+    for address in $(operators .status.podIP); do
+        metrics=$(busybox wget -qO- "http://$address:8080/metrics" | grep '^tidemark_status_writes_refused_total') ||
+            { tell "the operator at $address tells no metrics"; return 1; }
+        [[ $metrics = *" 0" ]] || { tell "a status was written that the API server's rules refused: $metrics"; return 1; }
+    done
+}
 driver_is_empty() { [ -z "$(kubectl get pv,volumesnapshotcontents -o name)" ] && all_owned; }
 
 # --- One scenario
@@ -251,8 +250,8 @@ scenario() { # FILE
     kubectl create namespace "$NS" >>"$WORK/log"
     within 20 "the service account of $NS" kubectl -n "$NS" get serviceaccount default
     bash -euo pipefail -c '. tools/e2e/library.sh; trap "jobs -p | xargs -r kill 2>/dev/null" EXIT; . "$1"' scenario "$1" || status=1
-    forget_cuts
-    if [ -s "$WORK/$NS.broken" ]; then tell "A LAW WAS BROKEN"; sed 's/^/           /' "$WORK/$NS.broken"; status=1; fi
+    forget_faults
+    if cat "$WORK/$NS"*.broken >"$WORK/broken" 2>/dev/null; then tell "A LAW WAS BROKEN"; sed 's/^/           /' "$WORK/broken"; status=1; fi
     if [ $status -eq 0 ]; then (after) || status=1; fi
     if [ $status -ne 0 ]; then
         show
@@ -262,7 +261,7 @@ scenario() { # FILE
 }
 after() {
     BEGAN=$(milliseconds)
-    nothing_left && namespace_gone >>"$WORK/log" && { within 60 "an empty driver" driver_is_empty; } &&
+    nothing_left && no_write_was_refused && namespace_gone >>"$WORK/log" && { within 60 "an empty driver" driver_is_empty; } &&
         tell "$(wc -l <"$WORK/$NS.samples") samples: acknowledged was never more than what the bucket held; nothing is left"
 }
 

@@ -7,6 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=tools/e2e/env.sh
 . tools/e2e/env.sh
+# shellcheck source=tools/e2e/objects.sh
+. tools/e2e/objects.sh
 # shellcheck source=tools/go.sh
 . tools/go.sh
 need_root e2e-node-test
@@ -42,46 +44,12 @@ host() {
     pgrep -af "$(basename "$parts")|containerd-shim|tools/e2e/node.sh" || true
 }
 
-volume() { # NAME STORAGE_CLASS MODE [SNAPSHOT]
-    cat <<EOF
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: $1}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: $2
-  volumeMode: $3
-  resources: {requests: {storage: 64Mi}}
-${4:+  dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: $4\}}
-EOF
-}
-
 snapshot() { # NAME CLAIM CLASS
     cat <<EOF
 apiVersion: snapshot.storage.k8s.io/v1
 kind: VolumeSnapshot
 metadata: {name: $1}
 spec: {volumeSnapshotClassName: $3, source: {persistentVolumeClaimName: $2}}
-EOF
-}
-
-pod() { # NAME CLAIM MODE SCRIPT
-    local use='volumeDevices: [{name: data, devicePath: /dev/data}]'
-    [ "$3" = Block ] || use='volumeMounts: [{name: data, mountPath: /data}]'
-    cat <<EOF
-apiVersion: v1
-kind: Pod
-metadata: {name: $1}
-spec:
-  restartPolicy: Never
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: main
-    image: $BUSYBOX
-    imagePullPolicy: Never
-    command: [sh, -ec, "$4"]
-    $use
-  volumes: [{name: data, persistentVolumeClaim: {claimName: $2}}]
 EOF
 }
 
@@ -100,7 +68,7 @@ driver_unit_tests() {
     CGO_ENABLED=0 GOTOOLCHAIN=local nice -n "${TIDEMARK_BUILD_NICE:-0}" "$go" test -C tools/cluster -trimpath ./csi-file
 }
 block_story() {
-    volume one file Block | kubectl apply -f -
+    claim one 64 Block file | kubectl apply -f -
     kubectl wait --for=jsonpath='{.status.phase}=Bound' --timeout=30s pvc/one
     run_pod writer one Block 'dd if=/dev/urandom of=/dev/data bs=1M count=8 seek=3 conv=fsync,notrunc'
     kubectl delete pod writer --wait
@@ -112,17 +80,17 @@ restore_is_equal() {
     # The source goes on changing: what is restored is the point in time.
     run_pod again one Block 'dd if=/dev/urandom of=/dev/data bs=4096 count=3 seek=1000 conv=fsync,notrunc'
     kubectl delete pod again --wait
-    volume two file Block first | kubectl apply -f -
+    claim two 64 Block file first | kubectl apply -f -
     kubectl wait --for=jsonpath='{.status.phase}=Bound' --timeout=30s pvc/two
     [ "$(md5_of two)" = "$(cat "$work/md5")" ] && [ "$(md5_of one)" != "$(cat "$work/md5")" ]
 }
 filesystem_story() {
-    volume files file-wait Filesystem | kubectl apply -f -
+    claim files 64 Filesystem file-wait | kubectl apply -f -
     run_pod files files Filesystem 'echo hello | dd of=/data/greeting conv=fsync'
     kubectl delete pod files --wait
     snapshot files files file | kubectl apply -f -
     kubectl wait --for=jsonpath='{.status.readyToUse}=true' --timeout=30s volumesnapshot/files
-    volume files-back file-wait Filesystem files | kubectl apply -f -
+    claim files-back 64 Filesystem file-wait files | kubectl apply -f -
     run_pod files-back files-back Filesystem 'cat /data/greeting'
     [ "$(log_of files-back)" = hello ]
 }
@@ -148,7 +116,7 @@ spec:
   volumeSnapshotRef: {namespace: default, name: exposed}
 EOF
     kubectl wait --for=jsonpath='{.status.readyToUse}=true' --timeout=30s volumesnapshot/exposed
-    volume exposed file Block exposed | kubectl apply -f -
+    claim exposed 64 Block file exposed | kubectl apply -f -
     # The magic number of ext4, and no writing.
     pod exposed exposed Block 'dd if=/dev/data bs=2 skip=540 count=1 | od -An -tx1; echo no >/dev/data || true' |
         sed 's/claimName: exposed/&, readOnly: true/' | kubectl apply -f -
@@ -234,7 +202,7 @@ everything_deleted() {
 
 as_before() { host >"$work/after" && diff "$work/before" "$work/after"; }
 in_use() {
-    volume left file Block | kubectl apply -f -
+    claim left 64 Block file | kubectl apply -f -
     pod left left Block 'sleep 1000' | kubectl apply -f -
     ends left Running
 }

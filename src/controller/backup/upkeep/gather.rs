@@ -20,6 +20,11 @@ use crate::{
     controller::{
         context::{ApiError, Context, bounded},
         runner::{AttemptRef, Worker},
+        snapshot::{
+            self,
+            observe::{ObserveError, remains},
+            remove::{Extent, remove},
+        },
         target::{
             breaker::{self, Answer, Asked, Asker, Verdict},
             ground::{self, Ground},
@@ -82,7 +87,7 @@ fn rules(backup: &Backup, status: &BackupStatus, context: &Context) -> ImportRul
     }
 }
 
-/// What the removal of this Backup's data rests on; none if none is to be removed, or its worker has not ended yet.
+/// What the removal of this Backup's data rests on; none if none is to be removed, or its worker or its volume is still there.
 async fn leaving(
     backup: &Backup,
     wish: &Wish,
@@ -99,6 +104,9 @@ async fn leaving(
             return Ok(None);
         }
     }
+    if has_volume(context, wish).await? {
+        return Ok(None);
+    }
     Ok(Some(Leaving {
         shaken: shaken(context, wish, target).await?,
         sharer: sharer(context, wish, status),
@@ -106,6 +114,19 @@ async fn leaving(
         admission: admission(context, backup, target),
         removal: context.removals.look(&wish.uid),
     }))
+}
+
+/// Is anything left of what was made for its snapshot? It goes first: when the object is gone only the census looks for it.
+async fn has_volume(context: &Context, wish: &Wish) -> Result<bool, ReconcileError> {
+    if context.exposure.is_none() {
+        return Ok(false);
+    }
+    match remains(&context.client, &wish.uid, &wish.namespace, &context.namespace).await {
+        Ok(remains) => Ok(remove(&remains, &wish.uid, Extent::Everything) != snapshot::remove::Removal::Done),
+        // Without the API there is nothing of it.
+        Err(ObserveError::NotInstalled) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What is gone or going beneath it: read a moment ago, or now.
