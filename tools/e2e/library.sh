@@ -225,7 +225,7 @@ nothing_left() {
 }
 # At the end of a scenario: all objects of its namespace go, and then there must be nothing at all.
 namespace_gone() {
-    kubectl -n "$NS" delete tmb,pods --all --wait --timeout=90s &&
+    kubectl -n "$NS" delete tmb,tmr,pods --all --wait --timeout=90s &&
         kubectl delete namespace "$NS" --ignore-not-found --wait --timeout=90s
 }
 # The API server's rules refuse a count that falls and the like: the operators must never have tried.
