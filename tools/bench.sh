@@ -94,7 +94,7 @@ if command -v perf >/dev/null; then
         perf record -q -F 999 -e cpu-clock -o "$work/perf" "$@" >"$work/said" 2>&1 || { cat "$work/said"; exit 1; }
         echo "Where the time goes, $name:"
         perf report -i "$work/perf" --stdio --no-children --sort dso,symbol --percent-limit 1.5 2>/dev/null |
-            sed -n '/%/{s/^ */    /;s/<[^>]*>/<…>/g;p}' | cut -c 1-120 | head -n 14
+            sed -n '/^ *[0-9].*%/{s/^ */    /;s/<[^>]*>/<…>/g;p}' | cut -c 1-120 | head -n 14
         rm -f "$work/perf"
     }
     where "full backup" "$tidemark" backup "$work/disk.img" --target "$elsewhere" --volume bench --quiet
@@ -138,5 +138,6 @@ truncate -s 1T "$work/sparse.img"
 for piece in $(seq 0 511); do
     dd if="$work/full.img" of="$work/sparse.img" bs=2M count=1 skip="$piece" seek=$((piece * 1024)) conv=notrunc status=none
 done
+allocated=1024
 run "1 GiB full" "$tidemark" backup "$work/full.img" --target "$store" --volume memory-full --quiet
 run "1 TiB, 1 GiB in it" "$tidemark" backup "$work/sparse.img" --target "$store" --volume memory-sparse --quiet
