@@ -9,6 +9,7 @@
 //! * `lease`    who leads
 //! * `rivals`   and that nobody of another release does
 //! * `context`  what every reconcile may use
+//! * `calls`    what is asked of the API server about storage objects, and may be asked again
 //! * `populate` claims that ask for a Restore by their `dataSourceRef`
 //! * `objects`  the objects of one kind, and our own last writes
 //! * `work`     what Backup and Restore share: the machine of attempts
@@ -25,6 +26,7 @@
 //! leads (this one waits).
 
 pub mod backup;
+mod calls;
 pub mod census;
 pub mod claim;
 pub mod config;

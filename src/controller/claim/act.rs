@@ -3,20 +3,16 @@
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    Api, Client, ResourceExt,
+    api::{Patch, Preconditions},
 };
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
     Seen, Step,
     objects::{POLICY, labels},
 };
-use crate::controller::{
-    FIELD_MANAGER,
-    context::{ApiError, bounded},
-};
+use crate::controller::{calls, context::ApiError};
 
 /// Does one step for this owner.
 pub async fn act(client: &Client, owner: &str, operator_namespace: &str, step: &Step) -> Result<(), ApiError> {
@@ -24,21 +20,22 @@ pub async fn act(client: &Client, owner: &str, operator_namespace: &str, step: &
     let primes: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), operator_namespace);
     match step {
         Step::Nothing => Ok(()),
-        Step::CreatePrime(claim) => create(&primes, claim.as_ref()).await,
-        Step::CreateVolume(volume) => create(&volumes, volume.as_ref()).await,
+        Step::CreatePrime(claim) => calls::create(&primes, claim.as_ref()).await,
+        Step::CreateVolume(volume) => calls::create(&volumes, volume.as_ref()).await,
         Step::CreateClaim(claim) => {
             let claims = Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
-            create(&claims, claim.as_ref()).await
+            calls::create(&claims, claim.as_ref()).await
         }
         Step::Keep { volume, was } => own(&volumes, owner, (volume, was.as_deref()), "Retain").await,
         Step::Doom { volume, was } => own(&volumes, owner, (volume, was.as_deref()), "Delete").await,
         Step::DeletePrime(object) => {
-            delete(&primes, &object.name, Preconditions { uid: Some(object.uid.clone()), resource_version: None }).await
+            let only = Preconditions { uid: Some(object.uid.clone()), resource_version: None };
+            calls::delete(&primes, &object.name, only).await
         }
         Step::ForgetVolume(seen) => {
             let only =
                 Preconditions { uid: Some(seen.object.uid.clone()), resource_version: Some(seen.version.clone()) };
-            delete(&volumes, &seen.object.name, only).await
+            calls::delete(&volumes, &seen.object.name, only).await
         }
         Step::Admit { volume, placeholder, claim } => {
             let uid = "/spec/claimRef/uid";
@@ -48,10 +45,10 @@ pub async fn act(client: &Client, owner: &str, operator_namespace: &str, step: &
                 {"op": "replace", "path": uid, "value": claim},
             ]);
             let patch = Patch::Json::<()>(serde_json::from_value(patch).expect("it is written as one"));
-            match bounded(volumes.patch(&volume.name, &params(), &patch)).await {
+            match calls::patch(&volumes, &volume.name, &patch).await {
                 // A test did not hold.
                 Err(ApiError::Api(kube::Error::Api(answer))) if answer.code == 422 => Ok(()),
-                other => changed(other),
+                other => other,
             }
         }
         Step::Release { volume, policy } => {
@@ -62,33 +59,8 @@ pub async fn act(client: &Client, owner: &str, operator_namespace: &str, step: &
                     "annotations": {POLICY: null}},
                 "spec": {"persistentVolumeReclaimPolicy": policy},
             });
-            changed(bounded(volumes.patch(&volume.object.name, &params(), &Patch::Merge(&patch))).await)
+            calls::patch(&volumes, &volume.object.name, &Patch::Merge(&patch)).await
         }
-    }
-}
-
-fn params() -> PatchParams {
-    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
-}
-
-/// Whatever changed or went meanwhile is seen by the next look.
-fn changed<T>(answer: Result<T, ApiError>) -> Result<(), ApiError> {
-    match answer {
-        Ok(_) => Ok(()),
-        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_not_found() || answer.is_conflict() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-async fn create<K>(api: &Api<K>, object: &K) -> Result<(), ApiError>
-where
-    K: Resource + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
-{
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match bounded(api.create(&params, object)).await {
-        Ok(_) => Ok(()),
-        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_already_exists() => Ok(()),
-        Err(error) => Err(error),
     }
 }
 
@@ -104,16 +76,5 @@ async fn own(
             "annotations": {POLICY: was}},
         "spec": {"persistentVolumeReclaimPolicy": policy},
     });
-    changed(bounded(api.patch(&volume.object.name, &params(), &Patch::Merge(&patch))).await)
-}
-
-async fn delete<K>(api: &Api<K>, name: &str, only: Preconditions) -> Result<(), ApiError>
-where
-    K: DeserializeOwned + Clone + std::fmt::Debug,
-{
-    match bounded(api.delete(name, &DeleteParams::default().preconditions(only))).await {
-        Ok(_) => Ok(()),
-        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_not_found() || answer.is_conflict() => Ok(()),
-        Err(error) => Err(error),
-    }
+    calls::patch(api, &volume.object.name, &Patch::Merge(&patch)).await
 }

@@ -22,10 +22,10 @@ use super::{
     objects::{self, OWNER, SELECTOR, claimed_by},
     prime_name, volume_name,
 };
-use crate::controller::context::{ApiError, bounded};
-
-/// PersistentVolumes of one page.
-const PAGE: u32 = 500;
+use crate::controller::{
+    calls,
+    context::{ApiError, bounded},
+};
 
 /// What is there now.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -60,7 +60,7 @@ pub async fn observe(client: &Client, wish: &Wish) -> Result<Observed, ApiError>
 pub async fn remains(client: &Client, owner: &str, operator_namespace: &str) -> Result<Observed, ApiError> {
     let made: Option<PersistentVolume> = found(&Api::all(client.clone()), &volume_name(owner)).await?;
     let (prime, mut written) = prime(client, owner, operator_namespace).await?;
-    for volume in volumes_of(client, operator_namespace, &prime_name(owner)).await? {
+    for volume in calls::volumes_of(client, operator_namespace, &prime_name(owner)).await? {
         if written.iter().all(|known| known.name_any() != volume.name_any()) {
             written.push(volume);
         }
@@ -105,23 +105,6 @@ async fn prime(
         );
     }
     Ok((prime, written))
-}
-
-async fn volumes_of(client: &Client, namespace: &str, claim: &str) -> Result<Vec<PersistentVolume>, ApiError> {
-    let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    let (mut wanted, mut ours) = (ListParams::default().limit(PAGE), Vec::new());
-    loop {
-        let page = bounded(volumes.list(&wanted)).await?;
-        let next = page.metadata.continue_.clone().filter(|token| !token.is_empty());
-        ours.extend(page.items.into_iter().filter(|volume| {
-            let claimed = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
-            claimed.is_some_and(|c| c.namespace.as_deref() == Some(namespace) && c.name.as_deref() == Some(claim))
-        }));
-        match next {
-            Some(token) => wanted.continue_token = Some(token),
-            None => return Ok(ours),
-        }
-    }
 }
 
 /// Asks without making it: a quota or a policy is to be known before a terabyte was fetched.

@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{Patch, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -14,10 +14,7 @@ use super::{
     objects::{VolumeSnapshot, VolumeSnapshotContent, labels},
     observe::{ObserveError, is_api_missing},
 };
-use crate::controller::{
-    FIELD_MANAGER,
-    context::{ApiError, bounded},
-};
+use crate::controller::calls;
 
 /// Does one step for this owner.
 pub async fn act(client: &Client, owner: &str, operator_namespace: &str, step: &Step) -> Result<(), ObserveError> {
@@ -59,12 +56,9 @@ async fn create<K>(api: &Api<K>, object: &K) -> Result<(), ObserveError>
 where
     K: Resource + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
 {
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match bounded(api.create(&params, object)).await {
-        Ok(_) => Ok(()),
-        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_already_exists() => Ok(()),
+    match calls::create(api, object).await {
         Err(error) if is_api_missing(&error) => Err(ObserveError::NotInstalled),
-        Err(error) => Err(error.into()),
+        other => Ok(other?),
     }
 }
 
@@ -75,13 +69,7 @@ where
     K: Resource + DeserializeOwned + Clone + std::fmt::Debug,
 {
     let patch = json!({"metadata": {"uid": object.uid, "labels": labels(owner)}, "spec": spec});
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match bounded(api.patch(&object.name, &params, &Patch::Merge(&patch))).await {
-        Ok(_) => Ok(()),
-        // It changed or went meanwhile: the next look sees it.
-        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_not_found() || answer.is_conflict() => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(calls::patch(api, &object.name, &Patch::Merge(&patch)).await?)
 }
 
 async fn delete<K>(api: &Api<K>, object: &Object) -> Result<(), ObserveError>
@@ -89,9 +77,5 @@ where
     K: DeserializeOwned + Clone + std::fmt::Debug,
 {
     let only = Preconditions { uid: Some(object.uid.clone()), resource_version: None };
-    match bounded(api.delete(&object.name, &DeleteParams::default().preconditions(only))).await {
-        Ok(_) => Ok(()),
-        Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_not_found() || answer.is_conflict() => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(calls::delete(api, &object.name, only).await?)
 }

@@ -17,10 +17,10 @@ use super::{
     objects::{API_GROUP, OWNER, SELECTOR, SnapshotClass, VolumeSnapshot, VolumeSnapshotContent},
     taken_name,
 };
-use crate::controller::context::{ApiError, bounded};
-
-/// PersistentVolumes of one page.
-const PAGE: u32 = 500;
+use crate::controller::{
+    calls,
+    context::{ApiError, bounded},
+};
 
 /// What is there now.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -138,7 +138,7 @@ pub async fn remains(
     operator_namespace: &str,
 ) -> Result<Remains, ObserveError> {
     let mut exposed = exposed_of(client, owner, operator_namespace).await?;
-    exposed.volumes = volumes_of(client, operator_namespace, &exposed_name(owner)).await?;
+    exposed.volumes = calls::volumes_of(client, operator_namespace, &exposed_name(owner)).await?;
     let taken: Option<VolumeSnapshot> = found(&Api::namespaced(client.clone(), namespace), &taken_name(owner)).await?;
     let contents = contents_of(client, owner, namespace, taken.as_ref()).await?;
     Ok(Remains { exposed, taken, contents })
@@ -213,23 +213,6 @@ fn owner_of_taken(name: &str) -> Option<&str> {
     let uid = name.strip_prefix(taken_name("").as_str())?;
     let is_right = |(i, b): (usize, u8)| if matches!(i, 8 | 13 | 18 | 23) { b == b'-' } else { b.is_ascii_hexdigit() };
     (uid.len() == 36 && uid.bytes().enumerate().all(is_right)).then_some(uid)
-}
-
-async fn volumes_of(client: &Client, namespace: &str, claim: &str) -> Result<Vec<PersistentVolume>, ObserveError> {
-    let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    let (mut wanted, mut ours) = (ListParams::default().limit(PAGE), Vec::new());
-    loop {
-        let page = bounded(volumes.list(&wanted)).await?;
-        let next = page.metadata.continue_.clone().filter(|token| !token.is_empty());
-        ours.extend(page.items.into_iter().filter(|volume| {
-            let claimed = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
-            claimed.is_some_and(|c| c.namespace.as_deref() == Some(namespace) && c.name.as_deref() == Some(claim))
-        }));
-        match next {
-            Some(token) => wanted.continue_token = Some(token),
-            None => return Ok(ours),
-        }
-    }
 }
 
 async fn snapshot_classes(client: &Client) -> Result<Vec<SnapshotClass>, ObserveError> {
