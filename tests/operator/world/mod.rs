@@ -224,6 +224,10 @@ impl Sampler {
                     tokio::time::timeout(Duration::from_secs(2), backups.list(&Default::default())).await
                 {
                     let objects = s3.block_objects(BUCKET);
+                    // Told to stop after the statuses were read: what was counted may already be the test's own damage.
+                    if stopped.load(SeqCst) {
+                        break;
+                    }
                     counted.fetch_add(1, SeqCst);
                     for backup in list {
                         let Some(status) = backup.status else { continue };
