@@ -57,6 +57,7 @@ pub async fn census(context: &Context, stop: &CancellationToken) {
         context.backups.forget(&uids);
         context.restores.forget(&uids);
         context.lookups.retain(&uids);
+        context.soundness.retain(&uids);
         context.removals.retain(&uids);
         if round.is_multiple_of(COLLECT_EVERY) {
             collect(context, &lives).await;

@@ -29,6 +29,7 @@ use super::{
         lookup::Looked,
         probe::Prober,
         removal::RemovalEnd,
+        soundness::Soundness,
     },
     work::{
         hear::Ear,
@@ -77,6 +78,7 @@ pub struct Context {
     /// Work for the store that outlives a reconcile, and what became of it.
     pub errands: Errands,
     pub lookups: Arc<Desk<Looked>>,
+    pub soundness: Arc<Desk<Soundness>>,
     pub removals: Arc<Desk<RemovalEnd>>,
     /// Where errands keep tables that are too large for memory.
     pub scratch_dir: PathBuf,

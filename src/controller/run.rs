@@ -299,6 +299,7 @@ impl Operator {
             poke_targets,
             errands: Errands::default(),
             lookups: Arc::default(),
+            soundness: Arc::default(),
             removals: Arc::default(),
             scratch_dir: self.config.state_dir.clone(),
         });

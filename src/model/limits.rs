@@ -131,6 +131,17 @@ pub const CATALOGUES_AT_ONCE: usize = 2;
 pub const LOOKUPS_AT_ONCE: usize = 8;
 /// A look-up is at most two small GETs with a retry.
 pub const LOOKUP_DEADLINE: Duration = Duration::from_secs(30);
+/// Records verified for imports at once. Each holds three parts of a record (12 MiB), their entries (40,000 × 40 B = 2 MiB)
+/// and three bitmaps (6 MiB at 16 Mi blocks): 20 MiB; and 36 B of scratch for each listed block.
+pub const IMPORTS_VERIFIED_AT_ONCE: usize = 2;
+/// One verification: 16 Mi blocks are 16,800 pages of a listing, a second each, and a record of 1.9 GB at 1 MiB/s.
+pub const IMPORT_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+const _: () = assert!(IMPORT_DEADLINE.as_secs() > VOLUME_BLOCKS_MAX / 1000 + (RECORD_BYTES_MAX >> 20));
+/// Scratch of the operator's Pod: each removal and each verification may hold a listing of the largest volume.
+pub const OPERATOR_SCRATCH_BYTES: u64 =
+    (REMOVALS_AT_ONCE + IMPORTS_VERIFIED_AT_ONCE) as u64 * VOLUME_BLOCKS_MAX * LISTED_BLOCK_BYTES;
+/// One listed block in a table of names.
+pub const LISTED_BLOCK_BYTES: u64 = 36;
 /// Backups that one look discovers: each is one request to the API server.
 pub const DISCOVERED_PER_LOOK: usize = 100;
 /// Records that discovery remembers for one target: 17 B each in a ConfigMap of at most 1 MiB.

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::model::BlockName;
+use crate::model::{BlockName, limits};
 
 /// A directory for scratch files.
 #[derive(Debug, Clone)]
@@ -120,7 +120,7 @@ pub struct Placed {
     pub stored: u32,
 }
 
-const PLACED: usize = 36;
+const PLACED: usize = limits::LISTED_BLOCK_BYTES as usize;
 
 fn encode_placed(placed: &Placed) -> [u8; PLACED] {
     let mut out = [0; PLACED];

@@ -129,6 +129,71 @@ async fn what_an_administrator_allowed_is_not_deletable(world: &World, operator:
     }
 }
 
+/// Its head is whole in each case: whoever looked no further would call them Completed.
+#[tokio::test]
+async fn law_4_what_is_damaged_in_the_bucket_is_not_imported_until_it_is_whole() {
+    let world = World::new().await;
+    let cluster = own_cluster(&world).await;
+    namespace(&world, "shop").await;
+    let (whole, cut) = (record(&world, "whole", &cluster, "shop").await, record(&world, "cut", &cluster, "shop").await);
+    let hole = record(&world, "hole", &cluster, "shop").await;
+    let file = |key: &str| world.s3.bucket(BUCKET).join(key);
+    let config = |of: &(String, String)| {
+        let layout = VolumeLayout::new(&of.0.parse().expect("a name"));
+        layout.backup(&of.1.parse().expect("a name"))
+    };
+    let block =
+        world.s3.block_objects(BUCKET).into_iter().find(|o| o.key.contains("pvc-hole")).expect("it has two").key;
+    let lost = std::fs::read(file(&block)).expect("there");
+    std::fs::remove_file(file(&block)).expect("the server's directory");
+    let record = std::fs::read(file(&config(&cut))).expect("there");
+    std::fs::write(file(&config(&cut)), &record[..record.len() - 40]).expect("the server's directory");
+    let before = kept(&world);
+    let operator = Operator::start_in(&world.plane, world.home.clone(), &[]);
+    for (name, of, expected, object) in
+        [("hole", &hole, "BlockDamaged", block.clone()), ("cut", &cut, "RecordDamaged", config(&cut))]
+    {
+        import(&world, "shop", name, of, json!({"deletionPolicy": "Delete"})).await;
+        let status = until(&world, &operator, ("shop", name), |s| s.state == Some(BackupState::Error)).await;
+        assert_eq!(status.reason.as_deref(), Some(expected), "{status:#?}");
+        let failure = status.failure.as_ref().expect("what failed");
+        assert_eq!((failure.object.as_deref(), failure.retryable), (Some(object.as_str()), false), "{status:#?}");
+        assert!(failure.message.contains(&object) && failure.message.contains("Cure: "), "{status:#?}");
+        assert_eq!((&status.store, status.completion_time.is_some()), (&None, false), "{status:#?}");
+    }
+    import(&world, "shop", "whole", &whole, json!({})).await;
+    let status = until(&world, &operator, ("shop", "whole"), |s| s.state == Some(BackupState::Completed)).await;
+    assert!(ready(&status).1.contains("all 2 blocks are listed"), "{status:#?}");
+    // Deleted as it stands it takes nothing with it: nothing was claimed.
+    world.plane.kubectl(&["delete", "backups.tidemark.dev", "cut", "-n", "shop", "--timeout=60s"]).await;
+    assert_eq!(kept(&world), before, "a damaged backup was touched");
+    // Discovery's Backups are imports like any other.
+    world.target("s3-primary", json!({"checkInterval": "10s", "imports": {"discover": "OwnCluster"}})).await;
+    let found = discovered(&world, &cut).await;
+    let status = until(&world, &operator, ("shop", &found), |s| s.state == Some(BackupState::Error)).await;
+    assert_eq!(status.reason.as_deref(), Some("RecordDamaged"), "{status:#?}");
+    // What was lost is put back, and a person says so.
+    std::fs::write(file(&block), lost).expect("the server's directory");
+    let patch = r#"{"spec":{"retryRequest":"put-back"}}"#;
+    world.plane.kubectl(&["patch", "backups.tidemark.dev", "hole", "-n", "shop", "--type=merge", "-p", patch]).await;
+    until(&world, &operator, ("shop", "hole"), |s| s.reason.as_deref() == Some("Imported")).await;
+    world.end(&[&operator]).await;
+}
+
+/// The Backup that discovery made for a record.
+async fn discovered(world: &World, record: &(String, String)) -> String {
+    let api: Api<Backup> = Api::namespaced(world.client.clone(), "shop");
+    eventually("a discovered Backup", PATIENCE, || async {
+        let found = api.list(&Default::default()).await.map_err(|e| e.to_string())?.items;
+        let is_it = |b: &&Backup| {
+            let existing = b.spec.source.existing.as_ref();
+            b.annotations().contains_key("tidemark.dev/discovered") && existing.is_some_and(|e| e.backup == record.1)
+        };
+        found.iter().find(is_it).map(ResourceExt::name_any).ok_or_else(|| format!("{} others", found.len()))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn law_7_a_bucket_is_counted_discovered_once_and_never_believed_to_be_empty() {
     let world = World::new().await;

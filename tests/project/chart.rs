@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::Value;
-use tidemark::controller::runner::settings::WorkerSettings;
+use tidemark::{controller::runner::settings::WorkerSettings, model::limits};
 
 fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/tidemark")
@@ -54,6 +54,15 @@ fn the_workers_values_are_settings_the_operator_takes() {
     settings["imagePullPolicy"] = values["image"]["pullPolicy"].clone();
     let parsed = WorkerSettings::parse(&settings.to_string()).expect("the operator reads it");
     assert_eq!(parsed, WorkerSettings { image: "tidemark".into(), ..WorkerSettings::default() });
+}
+
+/// Its scratch has room for as many listings of the largest volume as the operator makes at once: more than its limit in an
+/// emptyDir ends the Pod.
+#[test]
+fn law_9_the_operators_scratch_holds_the_listings_it_makes() {
+    let wanted = format!("emptyDir: {{sizeLimit: {}Mi}}", limits::OPERATOR_SCRATCH_BYTES >> 20);
+    let deployment = read("templates/deployment.yaml");
+    assert!(deployment.contains(&wanted), "templates/deployment.yaml lacks {wanted}");
 }
 
 /// Least privilege, as words: no wildcard, nothing that leads to more rights, Secrets and Pods in one namespace only.

@@ -13,6 +13,7 @@ mod codec_frames;
 mod conformance;
 mod damage;
 mod faults;
+mod imports;
 mod laws;
 mod longhorn;
 mod paused;

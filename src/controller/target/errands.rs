@@ -1,4 +1,4 @@
-//! Work for the store that outlives a reconcile: looking up a record, removing a backup's data, looking through a bucket.
+//! Work for the store that outlives a reconcile: looking up a record, verifying it, removing a backup's data, looking through a bucket.
 //!
 //! A reconcile orders an errand and goes on; [`run`] carries errands out, a few of each kind at once and never two on one
 //! volume; the outcome is laid on a [`Desk`] and the Backup is looked at again. Everything lives inside the leader's
@@ -22,6 +22,7 @@ use crate::model::limits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrandKind {
     LookUp,
+    Verify,
     Remove,
     Catalogue,
 }
@@ -30,6 +31,7 @@ impl ErrandKind {
     const fn at_once(self) -> usize {
         match self {
             ErrandKind::LookUp => limits::LOOKUPS_AT_ONCE,
+            ErrandKind::Verify => limits::IMPORTS_VERIFIED_AT_ONCE,
             ErrandKind::Remove => limits::REMOVALS_AT_ONCE,
             ErrandKind::Catalogue => limits::CATALOGUES_AT_ONCE,
         }

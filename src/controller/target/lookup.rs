@@ -22,6 +22,7 @@ use crate::{
         record::{RecordHead, label},
         survey::read_head,
         tombstone::Tombstones,
+        verify::FindingKind,
     },
 };
 
@@ -135,30 +136,38 @@ impl LookUp {
 }
 
 async fn look(location: &StoreLocation, credentials: CredentialSource, wanted: &Wanted) -> Looked {
-    match read(location, credentials, wanted).await {
-        Ok(None) => Looked::Missing,
-        Ok(Some(head)) if head.is_in_progress() => Looked::InProgress,
-        Ok(Some(head)) => Looked::Found(Box::new(StoredRecord::of(&wanted.volume, &wanted.backup, &head))),
+    match crate::store::open(location, credentials) {
+        Ok(objects) => read(&Client::new(objects, limits::LOOKUP_DEADLINE / 2, limits::LOOKUP_DEADLINE), wanted).await,
         Err(error) => Looked::Failed(Problem::of(&error)),
     }
 }
 
+/// Looks a record up.
+pub async fn read(client: &Client, wanted: &Wanted) -> Looked {
+    match read_own_head(client, wanted).await {
+        Ok(None) => Looked::Missing,
+        Ok(Some(head)) if head.is_in_progress() => Looked::InProgress,
+        Ok(Some(head)) => Looked::Found(Box::new(StoredRecord::of(&wanted.volume, &wanted.backup, &head))),
+        Err(error) => {
+            let mut problem = Problem::of(&error);
+            if error.kind == ErrorKind::Damaged {
+                problem.message = format!("{}. Cure: {}", problem.message, FindingKind::RecordUnreadable.cure());
+            }
+            Looked::Failed(problem)
+        }
+    }
+}
+
 /// The head, which must be that of this volume: a record copied to another volume's folder is nobody's.
-async fn read(
-    location: &StoreLocation,
-    credentials: CredentialSource,
-    wanted: &Wanted,
-) -> Result<Option<RecordHead>, StoreError> {
-    let client =
-        Client::new(crate::store::open(location, credentials)?, limits::LOOKUP_DEADLINE / 2, limits::LOOKUP_DEADLINE);
+async fn read_own_head(client: &Client, wanted: &Wanted) -> Result<Option<RecordHead>, StoreError> {
     let layout = VolumeLayout::new(&wanted.volume);
     let key = layout.backup(&wanted.backup);
-    let Some(head) = read_head(&client, &key).await? else { return Ok(None) };
+    let Some(head) = read_head(client, &key).await? else { return Ok(None) };
     if head.volume_name != wanted.volume.as_str() {
         let seen = format!("it says that it belongs to volume {:?}", head.volume_name);
         return Err(StoreError::new(ErrorKind::Damaged, "GET", key, seen));
     }
     // A record of a deleted Backup that arrived late is as good as gone.
-    let tombstones = Tombstones::read(&client, &layout).await?;
+    let tombstones = Tombstones::read(client, &layout).await?;
     Ok(Some(head).filter(|head| !tombstones.covers(head)))
 }

@@ -4,7 +4,7 @@
 //! * `probe`, `standing`  is the bucket there, and what that means; `resolve` spec and Secret as one
 //! * `catalogue`   what it holds, counted; `discovery` Backups for records that have none
 //! * `references`  who keeps a target from being deleted
-//! * `errands`     work that outlives a reconcile: `lookup` of one record, `removal` of one backup's data
+//! * `errands`     work that outlives a reconcile: `lookup` of one record, its `soundness`, `removal` of one backup's data
 //! * `breaker`, `ground`  whether data may be removed now
 //!
 //! observe (the Secret from the cache, a probe of the bucket when one is due) → decide (`standing`, pure) → status. A
@@ -21,6 +21,7 @@ pub mod probe;
 pub mod references;
 pub mod removal;
 pub mod resolve;
+pub mod soundness;
 pub mod standing;
 
 use std::{

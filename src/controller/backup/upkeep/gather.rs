@@ -27,10 +27,12 @@ use crate::{
         },
         target::{
             breaker::{self, Answer, Asked, Asker, Verdict},
+            errands::Lies,
             ground::{self, Ground},
-            lookup::{self, Wanted},
+            lookup::{self, Looked, Wanted},
             references,
             removal::{self, Doom, Removal},
+            soundness,
         },
         work::{
             Kind, ReconcileError,
@@ -68,7 +70,8 @@ fn import(backup: &Backup, wish: &Wish, status: &BackupStatus, context: &Context
         (Ok((volume, backup)), Ok(())) => Ok(Wanted { volume, backup }),
         (Err(error), _) | (Ok(_), Err(error)) => Err(Refusal::new(Cause::InvalidSpec, error.to_string())),
     };
-    Some(Import { wanted, seen: context.lookups.look(&wish.uid), rules: rules(backup, status, context) })
+    let (seen, soundness) = (context.lookups.look(&wish.uid), context.soundness.look(&wish.uid));
+    Some(Import { wanted, seen, soundness, rules: rules(backup, status, context) })
 }
 
 /// What the administrator says about imports from the target that is, or would be, chosen.
@@ -232,6 +235,16 @@ pub fn look_up(context: &Context, backup: &Backup, o: &Observed) {
     let (Task::Import(import), Seen::Usable(target)) = (&o.task, &o.target) else { return };
     if let Ok(wanted) = &import.wanted {
         lookup::order(context, backup, &o.wish.uid, &target.resolved, wanted.clone());
+    }
+}
+
+/// Orders the verification of the record that was looked up.
+pub fn verify(context: &Context, backup: &Backup, o: &Observed) {
+    let (Task::Import(import), Seen::Usable(target)) = (&o.task, &o.target) else { return };
+    let Lies::Done { outcome: Looked::Found(record), .. } = &import.seen else { return };
+    if let Ok(wanted) = &import.wanted {
+        let what = (wanted.clone(), (**record).clone());
+        soundness::order(context, backup, &o.wish.uid, &target.resolved, what);
     }
 }
 

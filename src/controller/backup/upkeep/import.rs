@@ -1,5 +1,5 @@
-//! Importing: a Backup whose data is in the bucket already. Nothing is uploaded; its record is looked up, and if it is the
-//! namespace's own the Backup is Completed at once.
+//! Importing: a Backup whose data is in the bucket already. Nothing is uploaded: its record is looked up, and if it is the
+//! namespace's own it is read whole and compared with the blocks that are listed. Then the Backup is Completed.
 //!
 //! Whose a record is, it says itself: the operator wrote cluster and namespace into it, and a user's labels cannot. A
 //! record by Longhorn names no owner. A refusal never says whose a record is: that is nobody else's business (law 11).
@@ -17,7 +17,8 @@ use crate::{
     controller::{
         target::{
             errands::Lies,
-            lookup::{Looked, StoredRecord, Wanted},
+            lookup::{Looked, Problem, StoredRecord, Wanted},
+            soundness::Soundness,
         },
         time::{later, until},
         work::{
@@ -37,6 +38,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub struct Import {
     pub wanted: Result<Wanted, Refusal>,
     pub seen: Lies<Looked>,
+    /// What its verification showed.
+    pub soundness: Lies<Soundness>,
     pub rules: ImportRules,
 }
 
@@ -89,14 +92,21 @@ pub fn importing(o: &Observed, import: &Import, now: Timestamp) -> Decision {
         Lies::Done { outcome: Looked::InProgress, ago, .. } => {
             return missing(o, &format!("{name} is still being made"), *ago, now);
         }
-        Lies::Done { outcome: Looked::Failed(problem), .. } => {
-            failed(o, Failure::new(problem.reason, problem.message.clone(), problem.object.clone(), now), now)
-        }
+        Lies::Done { outcome: Looked::Failed(problem), .. } => failed(o, problem, now),
         Lies::Done { outcome: Looked::Found(record), .. } => {
             let claimant = Claimant { cluster: &o.cluster, namespace: &o.wish.namespace };
             match may_import(record, claimant, import.rules, &target.chosen.name) {
-                Ok(()) => decided(Step::Nothing, Standing::Imported(Box::new(imported(record, target, wanted)))),
                 Err(refusal) => refused(o, refusal, now),
+                Ok(()) => match &import.soundness {
+                    Lies::Nothing => return verifying(Step::VerifyRecord, &name),
+                    Lies::UnderWay => return verifying(Step::Nothing, &name),
+                    Lies::Done { outcome: Soundness::Sound { blocks }, .. } => {
+                        decided(Step::Nothing, Standing::Imported(Box::new(imported(record, target, wanted, *blocks))))
+                    }
+                    // Somebody deletes or replaces it: from the start.
+                    Lies::Done { outcome: Soundness::Changed, .. } => verifying(Step::Nothing, &name),
+                    Lies::Done { outcome: Soundness::Failed(problem), .. } => failed(o, problem, now),
+                },
             }
         }
     };
@@ -104,9 +114,14 @@ pub fn importing(o: &Observed, import: &Import, now: Timestamp) -> Decision {
     Decision { step: Step::ForgetLookUp, ..decision }
 }
 
-fn imported(record: &StoredRecord, target: &Target, wanted: &Wanted) -> Imported {
+fn verifying(step: Step, name: &str) -> Decision {
+    let what = format!("{name} is in the bucket; its record is read and compared with the blocks that are listed");
+    decided(step, Standing::LookingUp { what })
+}
+
+fn imported(record: &StoredRecord, target: &Target, wanted: &Wanted, blocks: u64) -> Imported {
     let url = backup_url(&target.resolved.location, &wanted.volume, &wanted.backup);
-    Imported { record: record.clone(), target: target.chosen.clone(), url: Some(url) }
+    Imported { record: record.clone(), target: target.chosen.clone(), url: Some(url), blocks }
 }
 
 /// It may still come: a replica that lags, a backup that is being made. After `deadlines.start` a person is asked.
@@ -139,7 +154,8 @@ fn refused(o: &Observed, refusal: Refusal, now: Timestamp) -> Decision {
 }
 
 /// The store failed: the policy says what follows. A look-up brings nothing, so each counts.
-fn failed(o: &Observed, seen: Failure, now: Timestamp) -> Decision {
+fn failed(o: &Observed, seen: &Problem, now: Timestamp) -> Decision {
+    let seen = Failure::new(seen.reason, seen.message.clone(), seen.object.clone(), now);
     let past = Past {
         consecutive: o.status.consecutive_failures.and_then(|c| u32::try_from(c).ok()).unwrap_or(0),
         previous: o.status.failure.as_ref().and_then(|f| failure_reason(&f.reason)),
@@ -194,6 +210,17 @@ pub fn may_import(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        controller::{
+            backup::upkeep::{Task, decide, standing::next_status},
+            work::{
+                queue::Urgency,
+                worlds::{target, wish},
+            },
+        },
+        model::FailureReason,
+        telemetry,
+    };
 
     /// Every owner a record can have, crossed with every rule a target can have.
     #[test]
@@ -224,5 +251,78 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every small world of an import.
+    fn worlds(mut check: impl FnMut(&Observed, &Import)) {
+        fn done<T>(outcome: T) -> Lies<T> {
+            Lies::Done { outcome, ago: Duration::ZERO, tries: 1 }
+        }
+        let problem = |reason| Problem { reason, message: "seen: the cure".into(), object: Some("key".into()) };
+        let record = |namespace: &str| StoredRecord {
+            cluster: "c1".into(),
+            namespace: namespace.into(),
+            ..StoredRecord::default()
+        };
+        let found = |namespace| done(Looked::Found(Box::new(record(namespace))));
+        let away = Looked::Failed(problem(FailureReason::StoreUnavailable));
+        let seen = [Lies::Nothing, Lies::UnderWay, done(Looked::Missing), done(Looked::InProgress), done(away)];
+        let failed = [FailureReason::RecordDamaged, FailureReason::BlockDamaged, FailureReason::StoreUnavailable];
+        let mut shown: Vec<_> = failed.map(|reason| done(Soundness::Failed(problem(reason)))).into();
+        let others = [Soundness::Sound { blocks: 3 }, Soundness::Changed].map(done);
+        shown.extend([Lies::Nothing, Lies::UnderWay].into_iter().chain(others));
+        let namespace = wish(Urgency::Backup).namespace;
+        for seen in seen.into_iter().chain([found(&namespace), found("another")]) {
+            for soundness in shown.clone() {
+                let wanted =
+                    Wanted { volume: "pvc-1".parse().expect("a name"), backup: "backup-1".parse().expect("a name") };
+                let rules = ImportRules::default();
+                let import = Import { wanted: Ok(wanted), seen: seen.clone(), soundness, rules };
+                let wish = wish(Urgency::Backup);
+                let o = Observed {
+                    deadlines: wish.deadlines,
+                    wish,
+                    status: Default::default(),
+                    cluster: "c1".into(),
+                    target: Seen::Usable(Box::new(target())),
+                    task: Task::Import(import.clone()),
+                };
+                check(&o, &import);
+            }
+        }
+    }
+
+    #[test]
+    fn law_4_an_import_is_completed_only_when_its_record_was_verified() {
+        let mut completed = 0;
+        worlds(|o, import| {
+            let decision = decide(o, telemetry::now());
+            let next = next_status(o, &decision.standing, telemetry::now());
+            if decision.step == Step::VerifyRecord {
+                assert!(matches!(import.seen, Lies::Done { outcome: Looked::Found(_), .. }), "{import:#?}");
+            }
+            if next.state != Some(BackupState::Completed) {
+                assert_eq!(next.store, None, "nothing is claimed: {import:#?}\n{next:#?}");
+                return;
+            }
+            completed += 1;
+            assert!(matches!(import.soundness, Lies::Done { outcome: Soundness::Sound { .. }, .. }), "{import:#?}");
+        });
+        assert_eq!(completed, 1);
+    }
+
+    #[test]
+    fn law_11_what_is_another_namespaces_is_not_even_verified() {
+        worlds(|o, import| {
+            let Lies::Done { outcome: Looked::Found(record), .. } = &import.seen else { return };
+            if record.namespace == o.wish.namespace {
+                return;
+            }
+            let decision = decide(o, telemetry::now());
+            assert_eq!(decision.step, Step::ForgetLookUp, "{decision:#?}");
+            let is_refused =
+                matches!(&decision.standing, Standing::Failed(f) if f.reason == Cause::ImportNotAllowed.into());
+            assert!(is_refused, "{decision:#?}");
+        });
     }
 }

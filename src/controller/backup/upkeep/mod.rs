@@ -45,6 +45,9 @@ pub enum Step {
     Nothing,
     /// Has the record of an import looked up.
     LookUp,
+    /// Has the record that was looked up verified.
+    VerifyRecord,
+    /// What was looked up and verified is used up.
     ForgetLookUp,
     /// Asks the breaker whether the data may be removed now.
     AskToRemove,
@@ -197,7 +200,11 @@ async fn act(context: &Context, backup: &Backup, o: &Observed, step: Step) -> Re
         // What the breaker said was taken into the decision.
         Step::Nothing | Step::AskToRemove => {}
         Step::LookUp => gather::look_up(context, backup, o),
-        Step::ForgetLookUp => context.lookups.clear(&o.wish.uid),
+        Step::VerifyRecord => gather::verify(context, backup, o),
+        Step::ForgetLookUp => {
+            context.lookups.clear(&o.wish.uid);
+            context.soundness.clear(&o.wish.uid);
+        }
         Step::RemoveData => gather::remove_data(context, backup, o).await?,
         Step::RemoveFinalizer => set_finalizer(context, backup, Wanted::Absent).await?,
     }

@@ -55,6 +55,8 @@ pub struct Imported {
     pub target: ChosenTarget,
     /// What Longhorn and `tidemark restore` take.
     pub url: Option<String>,
+    /// That its record names.
+    pub blocks: u64,
 }
 
 /// What a Backup that is being deleted waits for.
@@ -87,7 +89,10 @@ impl Standing {
             Standing::Unchanged { .. } => String::new(),
             Standing::WaitingForTarget { missing } => missing.clone(),
             Standing::LookingUp { what } => what.clone(),
-            Standing::Imported(_) => "Its record was in the bucket already and is this namespace's".into(),
+            Standing::Imported(imported) => {
+                let blocks = imported.blocks;
+                format!("It was in the bucket already: its record was read whole, and all {blocks} blocks are listed")
+            }
             Standing::Failed(failure) => failure.message.clone(),
             Standing::Deleting(Departing::RemovingData { why }) => {
                 format!("Data is being removed from the bucket: {why}")
@@ -134,15 +139,15 @@ impl Standing {
     fn domain(&self) -> [Claim; 3] {
         use {Cause as C, ConditionType as T, Truth::*};
         match self {
-            Standing::Imported(_) => [
+            Standing::Imported(imported) => [
                 Claim::new(T::SnapshotReady, True, C::NotNeeded, "Nothing is read: the backup was there already"),
                 Claim::new(
                     T::DataAcknowledged,
                     True,
                     C::AllBlocksAcknowledged,
-                    "Its maker wrote the record after its blocks",
+                    format!("All {} blocks that it names are listed with sizes that can be", imported.blocks),
                 ),
-                Claim::new(T::RecordCommitted, True, C::RecordReadBack, "The record was found in the bucket"),
+                Claim::new(T::RecordCommitted, True, C::RecordReadBack, "The record was read whole and is consistent"),
             ],
             _ => [
                 Claim::new(T::SnapshotReady, False, C::NotYet, "Nothing is read"),
