@@ -204,7 +204,16 @@ impl Listener<'_> {
             Verdict::Known => {}
             Verdict::Dropped(cause) => {
                 self.metrics.report_dropped(cause);
-                tracing::warn!(attempt = %self.attempt, ?cause, ?by, "Report was not believed");
+                let attempt = self.attempt;
+                match cause {
+                    // A slower carrier brings an older line: that is how they work.
+                    ReportDropped::Repeated => tracing::debug!(%attempt, ?by, "Report was heard before"),
+                    ReportDropped::WrongKey
+                    | ReportDropped::Malformed
+                    | ReportDropped::OtherAttempt
+                    | ReportDropped::OtherPod
+                    | ReportDropped::Lower => tracing::warn!(%attempt, ?cause, ?by, "Report was not believed"),
+                }
             }
         }
     }
