@@ -71,6 +71,8 @@ words! {
         CredentialsScoped,
         /// The store's clock and ours differ by less than a minute.
         ClockInStep,
+        /// What is deleted in the bucket goes: it keeps no versions, and nothing is locked.
+        DeletionsFree,
         /// The last look through the bucket counted everything and found every record readable.
         Catalogued,
     }
@@ -160,6 +162,10 @@ words! {
         StaticKey,
         SessionPerVolume,
         InStep,
+        NotVersioned,
+        BucketVersioned,
+        ObjectsLocked,
+        NotKnown,
         SeveralDefaults,
         StillReferenced,
         LimitInvalid,

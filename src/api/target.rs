@@ -307,7 +307,7 @@ pub struct ClusterBackupTargetStatus {
     /// Removals of data from the bucket: too many in a short time wait for a person.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletions: Option<Deletions>,
-    /// Ready, Reachable, CredentialsValid, CredentialsScoped, ClockInStep and Catalogued; Reconciling and Stalled only
+    /// Ready, Reachable, CredentialsValid, CredentialsScoped, ClockInStep, DeletionsFree and Catalogued; Reconciling and Stalled only
     /// while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

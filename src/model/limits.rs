@@ -113,6 +113,10 @@ pub const RECORD_BYTES_MAX: u64 = VOLUME_BLOCKS_MAX * 115;
 /// Uploads of a record above this many bytes stream from scratch instead of memory.
 pub const BODY_IN_MEMORY_MAX: u64 = 8 * 1024 * 1024;
 
+/// What a bucket keeps of what is deleted is asked by two small requests of a store that just answered eight; the whole probe
+/// has 20 s.
+pub const KEPT_DEADLINE: Duration = Duration::from_secs(5);
+
 // --- The catalogue: 100,000 records × (16 B key + 8 B pointer, twice for the table's room, + ~200 B of facts) = 25 MiB.
 /// Records of one target that are remembered between two looks; those beyond are read again.
 pub const CATALOGUE_REMEMBERED_MAX: usize = 100_000;

@@ -62,6 +62,10 @@ pub trait Objects: Send + Sync {
     fn list_page_size<'a>(&'a self, prefix: &'a str) -> Answer<'a, i32> {
         Box::pin(async move { self.list(prefix, None).await.map(|_| limits::LIST_PAGE) })
     }
+    /// What the store keeps of what is deleted. Where that cannot be asked it is not known.
+    fn kept(&self) -> BoxFuture<'_, Kept> {
+        Box::pin(std::future::ready(Kept::Nothing))
+    }
     /// Read the credentials again. `true` if they changed.
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(Ok(false)))
@@ -116,6 +120,38 @@ impl Range {
 
     pub const fn part(offset: u64, len: u64) -> Self {
         Self { offset, len: Some(len), bytes_max: len }
+    }
+}
+
+/// What becomes of bytes whose object is deleted or overwritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    Nothing,
+    /// They are hidden, and cost as before.
+    Versions,
+    /// And nobody can remove them before a retention ends: how long, and in which mode.
+    Locked(String),
+    /// What was answered instead.
+    Unknown(String),
+}
+
+impl Kept {
+    /// What a person should know of it, and the cure.
+    pub fn notice(&self) -> Option<String> {
+        let lifecycle = "a lifecycle rule of the bucket for this prefix that expires noncurrent versions and delete markers \
+                         without versions (Tidemark needs neither)";
+        match self {
+            Kept::Nothing | Kept::Unknown(_) => None,
+            Kept::Versions => Some(format!(
+                "The bucket is versioned: what Tidemark deletes is hidden and costs as before. What frees it is {lifecycle}"
+            )),
+            Kept::Locked(retention) => Some(format!(
+                "The bucket has Object Lock with a default retention ({retention}): whatever Tidemark deletes, locks, markers \
+                 and journals too, is at best hidden and stays until its retention ends, and some stores refuse to delete \
+                 it. What works is a bucket without a default retention; or, at the price of every deleted byte until then, \
+                 {lifecycle}"
+            )),
+        }
     }
 }
 

@@ -11,10 +11,10 @@ use super::{
     credentials::CredentialSource,
     error::{ErrorKind, StoreError},
     layout::BASE,
-    objects::{Body, Objects, PutCondition},
+    objects::{Body, Kept, Objects, PutCondition},
 };
 use crate::{
-    model::{Credentials, StoreLocation, job::S3Location},
+    model::{Credentials, StoreLocation, job::S3Location, limits},
     telemetry,
 };
 
@@ -29,9 +29,11 @@ pub struct Probe {
     pub list_page_size: i32,
     /// The store's clock less ours, to the second.
     pub clock_skew: SignedDuration,
+    /// What deletions leave behind.
+    pub kept: Kept,
 }
 
-/// Eight small requests, none of them sent again: the caller decides when to look anew.
+/// Nine small requests, ten on a versioned bucket, none of them sent again: the caller decides when to look anew.
 pub async fn probe(location: &StoreLocation, credentials: &Credentials) -> Result<Probe, StoreError> {
     let location = match location.clone() {
         StoreLocation::S3(s3) => StoreLocation::S3(S3Location { conditional_writes: true, batch_delete: true, ..s3 }),
@@ -46,7 +48,11 @@ pub async fn probe(location: &StoreLocation, credentials: &Credentials) -> Resul
     let probed = write_twice(objects.as_ref(), &keys).await;
     let removed = remove(objects.as_ref(), &prefix, &keys).await;
     let (conditional_writes, clock_skew) = probed?;
-    Ok(Probe { conditional_writes, batch_delete: removed?, list_page_size, clock_skew })
+    let batch_delete = removed?;
+    // Last: it is asked of a store that does the rest.
+    let silent = |_| Kept::Unknown(format!("no answer within {} s", limits::KEPT_DEADLINE.as_secs()));
+    let kept = tokio::time::timeout(limits::KEPT_DEADLINE, objects.kept()).await.unwrap_or_else(silent);
+    Ok(Probe { conditional_writes, batch_delete, list_page_size, clock_skew, kept })
 }
 
 /// Removes what was written; `true` if one request did it.

@@ -1,7 +1,9 @@
-//! The S3 backend: the only file that names the SDK (but for its credential types).
+//! The S3 backend: the only room that names the SDK (but for its credential types). `kept`: what deletions leave behind.
 //!
 //! The SDK neither retries nor times out nor adds checksums for us: all three are decided one layer up, where they are
 //! counted. Over TLS the payload is not hashed for the signature; over plain HTTP it is.
+
+mod kept;
 
 use aws_sdk_s3::{
     Client,
@@ -26,6 +28,7 @@ use aws_smithy_runtime_api::{
 };
 use aws_smithy_types::config_bag::ConfigBag;
 use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use md5::{Digest, Md5};
 
@@ -33,7 +36,7 @@ use super::{
     buffers::Pool,
     credentials::{CredentialSource, Current},
     error::{ErrorKind, StoreError},
-    objects::{Answer, Body, Entry, Fetched, Meta, Objects, Page, PutCondition, Range, Stored},
+    objects::{Answer, Body, Entry, Fetched, Kept, Meta, Objects, Page, PutCondition, Range, Stored},
     trust::Trust,
 };
 use crate::model::{FailureReason, job::S3Location, limits};
@@ -269,6 +272,9 @@ impl Objects for S3 {
     }
     fn list_page_size<'a>(&'a self, prefix: &'a str) -> Answer<'a, i32> {
         Box::pin(self.send_list_page_size(prefix))
+    }
+    fn kept(&self) -> BoxFuture<'_, Kept> {
+        Box::pin(self.send_kept())
     }
     fn refresh_credentials(&self) -> Answer<'_, bool> {
         Box::pin(std::future::ready(self.credentials.refresh()))

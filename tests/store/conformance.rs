@@ -3,10 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::support::{self, ACCESS_KEYS, Block, Image, S3Server, Versitygw, job};
+use crate::support::{self, ACCESS_KEYS, Block, Image, S3Server, Versitygw, job, versitygw::sdk};
 use aws_sdk_s3::{
-    Client,
-    config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation, retry::RetryConfig},
     error::ProvideErrorMetadata,
     primitives::ByteStream,
     types::{Delete, ObjectIdentifier},
@@ -180,7 +178,7 @@ async fn look(endpoint: &str) -> Seen {
     let credentials =
         OurCredentials { access_key_id: id.into(), secret_access_key: secret.into(), session_token: None };
     let probed = probe::probe(&location, &credentials).await.expect("the probe");
-    let client = client(endpoint);
+    let client = sdk(endpoint);
     let put = |key: &str| client.put_object().bucket("backups").key(key).body(ByteStream::from_static(b"123456789"));
     put("a").send().await.expect("stored");
     let stale = put("a").if_match("\"0123456789abcdef0123456789abcdef\"").send().await;
@@ -207,19 +205,6 @@ async fn look(endpoint: &str) -> Seen {
         checks_crc32: wrong.is_err(),
         keeps_crc32: head.is_ok_and(|reply| reply.checksum_crc32() == Some("y/Q5Jg==")),
     }
-}
-
-fn client(endpoint: &str) -> Client {
-    let (id, secret) = ACCESS_KEYS[0];
-    let config = aws_sdk_s3::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
-        .credentials_provider(Credentials::new(id, secret, None, None, "test"))
-        .endpoint_url(endpoint)
-        .force_path_style(true)
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .retry_config(RetryConfig::disabled());
-    Client::from_conf(config.build())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ mod conformance;
 mod damage;
 mod faults;
 mod imports;
+mod kept;
 mod laws;
 mod longhorn;
 mod paused;

@@ -2,6 +2,11 @@
 
 use std::{net::TcpStream, path::PathBuf, process::Command, time::Duration};
 
+use aws_sdk_s3::{
+    Client,
+    config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation, retry::RetryConfig},
+    types::{BucketVersioningStatus, VersioningConfiguration},
+};
 use tempfile::TempDir;
 
 use super::{ACCESS_KEYS, Process, control_plane::free_port};
@@ -10,6 +15,13 @@ use super::{ACCESS_KEYS, Process, control_plane::free_port};
 const STARTS: usize = 3;
 /// It answers within a second; with compilers beside it, later.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Does the server know versions of objects?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Versions {
+    Unknown,
+    Kept,
+}
 
 /// The server. Dropping it ends it and deletes its directory.
 pub struct Versitygw {
@@ -21,13 +33,23 @@ pub struct Versitygw {
 impl Versitygw {
     /// One server with an empty bucket `backups`, for the first of the tests' access keys.
     pub fn start() -> Self {
+        Self::start_with(Versions::Unknown)
+    }
+
+    /// The same, and buckets may be versioned and have Object Lock.
+    pub fn start_versioned() -> Self {
+        Self::start_with(Versions::Kept)
+    }
+
+    fn start_with(versions: Versions) -> Self {
         let directory = super::scratch("versitygw");
-        for folder in ["objects/backups", "metadata", "accounts"] {
+        for folder in ["objects/backups", "metadata", "accounts", "versions"] {
             std::fs::create_dir_all(directory.path().join(folder)).expect("a new directory is writable");
         }
         for _ in 0..STARTS {
             let port = free_port();
-            let mut process = Process::start("versitygw", command(&directory, port), &directory.path().join("log"));
+            let mut process =
+                Process::start("versitygw", command(&directory, port, versions), &directory.path().join("log"));
             let end = std::time::Instant::now() + READY_DEADLINE;
             while std::time::Instant::now() < end && process.ended().is_none() {
                 if TcpStream::connect(("127.0.0.1", port)).is_ok() {
@@ -44,13 +66,36 @@ impl Versitygw {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// One more bucket, which keeps versions.
+    pub async fn create_versioned(&self, bucket: &str) {
+        let client = sdk(&self.endpoint());
+        client.create_bucket().bucket(bucket).send().await.expect("made");
+        let enabled = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        let put = client.put_bucket_versioning().bucket(bucket).versioning_configuration(enabled);
+        put.send().await.expect("it knows versions");
+    }
+
     /// Where the bucket's objects lie: what a test damages by hand.
     pub fn bucket(&self) -> PathBuf {
         self.directory.path().join("objects/backups")
     }
 }
 
-fn command(directory: &TempDir, port: u16) -> Command {
+/// The bare SDK, for what we never ask of a server.
+pub fn sdk(endpoint: &str) -> Client {
+    let (id, secret) = ACCESS_KEYS[0];
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new(id, secret, None, None, "test"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .retry_config(RetryConfig::disabled());
+    Client::from_conf(config.build())
+}
+
+fn command(directory: &TempDir, port: u16, versions: Versions) -> Command {
     let (id, secret) = ACCESS_KEYS[0];
     let mut command = Command::new(super::parts().join("versitygw"));
     command.env_clear().current_dir(directory.path());
@@ -58,6 +103,9 @@ fn command(directory: &TempDir, port: u16) -> Command {
     // Beside the objects, because not every file system keeps extended attributes. It changes into their folder.
     let folder = |name: &str| directory.path().join(name).display().to_string();
     command.args(["--quiet", "--iam-dir", &folder("accounts"), "posix", "--sidecar", &folder("metadata")]);
+    if versions == Versions::Kept {
+        command.args(["--versioning-dir", &folder("versions")]);
+    }
     command.arg(folder("objects"));
     command
 }

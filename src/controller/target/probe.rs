@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
 
-use crate::model::{Credentials, FailureReason, StoreLocation};
+use crate::{
+    model::{Credentials, FailureReason, StoreLocation},
+    store::objects::Kept,
+};
 
 /// What a bucket showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,19 @@ pub struct Probed {
     pub list_page_size: i32,
     /// The store's clock less ours.
     pub clock_skew: SignedDuration,
+    /// Does a deletion free what it deletes?
+    pub deletions: Deletions,
+}
+
+/// What becomes of what is deleted in a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deletions {
+    Free,
+    /// With the cure.
+    Versioned(String),
+    Locked(String),
+    /// What was answered instead.
+    NotKnown(String),
 }
 
 /// Why it did not.
@@ -44,10 +60,21 @@ pub fn prober() -> Prober {
                     batch_delete: p.batch_delete,
                     list_page_size: p.list_page_size,
                     clock_skew: p.clock_skew,
+                    deletions: deletions(&p.kept),
                 })
                 .map_err(|error| ProbeFailed { reason: error.reason(), message: error.to_string() })
         })
     })
+}
+
+fn deletions(kept: &Kept) -> Deletions {
+    let notice = kept.notice().unwrap_or_default();
+    match kept {
+        Kept::Nothing => Deletions::Free,
+        Kept::Versions => Deletions::Versioned(notice),
+        Kept::Locked(_) => Deletions::Locked(notice),
+        Kept::Unknown(answered) => Deletions::NotKnown(answered.clone()),
+    }
 }
 
 /// A probe is a handful of small requests: a store that needs longer is as good as away.

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
-    probe::{ProbeFailed, Probed},
+    probe::{Deletions, ProbeFailed, Probed},
     resolve::{Resolved, Unresolved},
 };
 use crate::{
@@ -98,8 +98,33 @@ pub fn claims(looked: &Looked, rivals: Rivals) -> Vec<Claim> {
         Claim::new(T::CredentialsValid, valid.0, valid.1, valid.2),
         Claim::new(T::CredentialsScoped, False, C::StaticKey, scoped),
         Claim::new(T::ClockInStep, clock.0, clock.1, clock.2),
+        deletions(looked),
     ]);
     claims
+}
+
+/// Does a deletion free what it deletes? No work waits for that: backups are as good on a bucket that keeps everything.
+fn deletions(looked: &Looked) -> Claim {
+    use {Cause as C, Truth::*};
+    let (truth, cause, text) = match looked {
+        Looked::Unresolved(_) => (Unknown, C::NotKnown, "Not asked".to_owned()),
+        Looked::Unprobed(..) => (Unknown, C::NotKnown, "Not known: the last probe failed".to_owned()),
+        Looked::Probed(_, probed) => match &probed.deletions {
+            Deletions::Free => (True, C::NotVersioned, "The bucket keeps nothing of what is deleted".to_owned()),
+            Deletions::Versioned(cure) => (False, C::BucketVersioned, cure.clone()),
+            Deletions::Locked(cure) => (False, C::ObjectsLocked, cure.clone()),
+            Deletions::NotKnown(seen) => {
+                let allow =
+                    "allow the key s3:GetBucketVersioning and s3:GetBucketObjectLockConfiguration to have it told";
+                (
+                    Unknown,
+                    C::NotKnown,
+                    format!("The store does not say whether the bucket keeps versions ({seen}): {allow}"),
+                )
+            }
+        },
+    };
+    Claim::new(ConditionType::DeletionsFree, truth, cause, text)
 }
 
 type Said = (Truth, Reason, String);
@@ -174,6 +199,7 @@ mod tests {
             batch_delete: true,
             list_page_size: 1000,
             clock_skew: SignedDuration::from_secs(seconds),
+            deletions: Deletions::Free,
         };
         let off = claims(&Looked::Probed(resolved.clone(), probed(-61)), Rivals::None);
         assert_eq!(truth(&off, ClockInStep), Some((False, "ClockSkew")));
@@ -182,6 +208,16 @@ mod tests {
         assert_eq!(truth(&well, Ready), Some((True, "Available")));
         assert_eq!(truth(&well, CredentialsScoped), Some((False, "StaticKey")), "the truth about a static key");
         assert_eq!((truth(&well, Reconciling), truth(&well, Stalled)), (None, None));
+        assert_eq!(truth(&well, DeletionsFree), Some((True, "NotVersioned")));
+        // What is kept of deletions is told, and keeps nobody from backing up.
+        for (deletions, said) in [
+            (Deletions::Versioned("the cure".into()), (False, "BucketVersioned")),
+            (Deletions::Locked("the cure".into()), (False, "ObjectsLocked")),
+            (Deletions::NotKnown("HTTP 403".into()), (Unknown, "NotKnown")),
+        ] {
+            let told = claims(&Looked::Probed(resolved.clone(), Probed { deletions, ..probed(0) }), Rivals::None);
+            assert_eq!((truth(&told, DeletionsFree), truth(&told, Ready)), (Some(said), Some((True, "Available"))));
+        }
         let twice = claims(&Looked::Probed(resolved, probed(0)), Rivals::Several);
         assert_eq!(truth(&twice, Ready), Some((False, "SeveralDefaults")));
     }
