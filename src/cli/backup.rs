@@ -220,11 +220,11 @@ async fn watch_attempt(
         tokio::select! {
             biased;
             ended = &mut running => {
-                return ended.map_err(|panic| CliError::new(FailureReason::Bug.exit_code(), format!("A bug: {panic}")));
+                return ended.map_err(|panic| CliError::new(FailureReason::Bug, format!("A bug: {panic}")));
             }
             () = signals.next() => {
                 if cancel.is_cancelled() {
-                    let mut error = CliError::new(FailureReason::Cancelled.exit_code(), "Cancelled at once");
+                    let mut error = CliError::new(FailureReason::Cancelled, "Cancelled at once");
                     error.reason = Some(FailureReason::Cancelled);
                     error.hint = Some(AGAIN.into());
                     return Err(error);
@@ -288,7 +288,7 @@ fn summary(last: &Report, backup: &str, volume: &str, took: std::time::Duration)
 fn explain(last: &Report) -> CliError {
     let p = last.backup();
     let Some(Failure { reason, message, object, .. }) = last.failure.clone() else {
-        return CliError::new(FailureReason::Bug.exit_code(), "The attempt ended without a word: a bug");
+        return CliError::new(FailureReason::Bug, "The attempt ended without a word: a bug");
     };
     let kept = match p.acknowledged_blocks {
         0 => String::new(),
@@ -304,7 +304,7 @@ fn explain(last: &Report) -> CliError {
     CliError {
         code: reason.exit_code(),
         reason: Some(reason),
-        message: format!("{reason}: {message}"),
+        message: if message == reason.as_str() { message } else { format!("{reason}: {message}") },
         object,
         hint: Some(hint),
     }

@@ -109,7 +109,7 @@ async fn choose(client: &Client, id: &RecordId, foreign: bool) -> Result<(Doomed
                  left is collected by `tidemark sweep TARGET --volume {}`",
                 id.volume
             );
-            return Err(CliError::new(FailureReason::RecordDamaged.exit_code(), message));
+            return Err(CliError::cured(FailureReason::RecordDamaged, message));
         }
         Err(error) if error.kind == ErrorKind::Damaged && foreign => {
             return Ok((Doomed::Record(id.backup.clone()), format!("{name}, which cannot be read")));
@@ -127,7 +127,7 @@ async fn choose(client: &Client, id: &RecordId, foreign: bool) -> Result<(Doomed
                 "Record {key}: Tidemark did not write it, and another program may count on it: delete it there, or add \
                  --foreign to delete exactly this record"
             );
-            Err(CliError::new(FailureReason::VolumeNameInUse.exit_code(), message))
+            Err(CliError::cured(FailureReason::VolumeNameInUse, message))
         }
     }
 }
@@ -165,6 +165,6 @@ fn confirm(options: &DeleteOptions, what: &str) -> Result<(), CliError> {
     let read = std::io::stdin().read_line(&mut answer);
     match read.is_ok() && answer.trim() == "yes" {
         true => Ok(()),
-        false => Err(CliError::new(FailureReason::Cancelled.exit_code(), "Not confirmed: nothing was deleted")),
+        false => Err(CliError::cured(FailureReason::Cancelled, "Not confirmed: nothing was deleted")),
     }
 }

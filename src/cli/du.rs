@@ -69,7 +69,7 @@ pub(super) async fn run(options: DuOptions) -> Result<(), CliError> {
         n => {
             let reason = FailureReason::RecordDamaged;
             let message = format!("{n} records cannot be read: `tidemark verify` says what to do");
-            Err(CliError { reason: Some(reason), ..CliError::new(reason.exit_code(), message) })
+            Err(CliError::new(reason, message))
         }
     }
 }

@@ -83,7 +83,7 @@ pub(super) async fn run(options: ListOptions) -> Result<(), CliError> {
     }
     match damaged {
         0 => Ok(()),
-        n => Err(CliError::new(FailureReason::RecordDamaged.exit_code(), format!("{n} records cannot be read"))),
+        n => Err(CliError::new(FailureReason::RecordDamaged, format!("{n} records cannot be read"))),
     }
 }
 
@@ -138,7 +138,7 @@ pub(super) async fn inspect(options: InspectOptions) -> Result<(), CliError> {
     let key = layout.backup(&id.backup);
     let Some(head) = survey::read_head(&client, &key).await? else {
         let message = format!("Record {key}: it is not there; `tidemark ls` shows the backups of a target");
-        return Err(CliError::new(FailureReason::RecordDamaged.exit_code(), message));
+        return Err(CliError::new(FailureReason::RecordDamaged, message));
     };
     let head = Ok(head);
     let described = describe(&reach, &id, &head);

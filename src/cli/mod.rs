@@ -4,6 +4,7 @@
 //! * `environment`  the environment's door
 //! * `scratch`      where a command keeps what does not fit in memory
 //! * `show`         a bar on a terminal, lines elsewhere, JSON for programs
+//! * `cure`         what a person does about each failure
 //! * `state`        what a killed `backup` leaves, so that the next one continues
 //! * `backup`, `restore`, `list`, `verify`, `heal`, `du`, `delete`, `sweep`, `service`  the commands (`sweeping`: what two
 //!   of them share)
@@ -12,6 +13,7 @@
 //! seen and the cure, and an exit code (docs/cli.md); nothing typed at us panics.
 
 mod backup;
+mod cure;
 mod delete;
 mod du;
 mod environment;
@@ -41,7 +43,7 @@ use crate::{
 };
 
 /// What is shown of the log when nobody asked: what we recovered from. Failures are told as results.
-const LOG_FILTER_COMMANDS: &str = "warn,tidemark::worker::attempt=off";
+const LOG_FILTER_COMMANDS: &str = "warn,tidemark::worker::tell=off";
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -130,31 +132,36 @@ enum Command {
 #[derive(Debug)]
 struct CliError {
     code: u8,
-    /// `FailureReason`'s word, where there is one.
+    /// Absent where the message names its own cure.
     reason: Option<FailureReason>,
     message: String,
     object: Option<String>,
-    /// What may be done now, on a line of its own.
+    /// What may be done now beside the cure, on a line of its own.
     hint: Option<String>,
 }
 
 impl CliError {
     /// What was typed cannot be used.
     fn usage(message: impl Into<String>) -> Self {
-        Self::new(FailureReason::BadJobSpec.exit_code(), message)
+        Self::cured(FailureReason::BadJobSpec, message)
     }
 
-    fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, reason: None, message: message.into(), object: None, hint: None }
+    /// One whose message names its own cure.
+    fn cured(like: FailureReason, message: impl Into<String>) -> Self {
+        Self { reason: None, ..Self::new(like, message) }
+    }
+
+    fn new(reason: FailureReason, message: impl Into<String>) -> Self {
+        let (code, message) = (reason.exit_code(), message.into());
+        Self { code, reason: Some(reason), message, object: None, hint: None }
     }
 }
 
 /// So many random bytes.
 fn random<const N: usize>() -> Result<[u8; N], CliError> {
     let mut random = [0; N];
-    getrandom::fill(&mut random).map_err(|error| {
-        CliError::new(FailureReason::Bug.exit_code(), format!("The system has no random numbers: {error}"))
-    })?;
+    getrandom::fill(&mut random)
+        .map_err(|error| CliError::new(FailureReason::Bug, format!("The system has no random numbers: {error}")))?;
     Ok(random)
 }
 
@@ -219,7 +226,7 @@ fn dispatch(command: Command) -> u8 {
 fn async_runtime<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| {
-        CliError::new(FailureReason::Bug.exit_code(), format!("The program's threads cannot be started: {error}"))
+        CliError::new(FailureReason::Bug, format!("The program's threads cannot be started: {error}"))
     })?;
     let ended = runtime.block_on(work);
     // A read of a dead device cannot be cancelled: it must not hold up the end.
@@ -236,11 +243,17 @@ fn finish(json: bool, ended: Result<(), CliError>) -> u8 {
             "reason": error.reason.map(FailureReason::as_str),
             "message": error.message,
             "object": error.object,
+            "cure": error.reason.map(cure::cure),
             "exitCode": error.code,
         });
         say(&event.to_string());
     }
     tell(&format!("tidemark: {}", error.message));
+    // Who cancelled knows why.
+    let told = |reason: &FailureReason| *reason != FailureReason::Cancelled || error.hint.is_none();
+    if let Some(reason) = error.reason.filter(told) {
+        tell(&format!("Cure: {}", cure::cure(reason)));
+    }
     if let Some(hint) = error.hint {
         tell(&hint);
     }

@@ -139,12 +139,12 @@ async fn watch_restore(
         tokio::select! {
             biased;
             ended = &mut running => {
-                return ended.map_err(|panic| CliError::new(FailureReason::Bug.exit_code(), format!("A bug: {panic}")));
+                return ended.map_err(|panic| CliError::new(FailureReason::Bug, format!("A bug: {panic}")));
             }
             () = signals.next() => {
                 if cancel.is_cancelled() {
                     let mut error =
-                        CliError::new(FailureReason::Cancelled.exit_code(), "Cancelled at once: do not use OUT");
+                        CliError::new(FailureReason::Cancelled, "Cancelled at once: do not use OUT");
                     error.reason = Some(FailureReason::Cancelled);
                     error.hint = Some(AGAIN.into());
                     return Err(error);

@@ -20,7 +20,7 @@ pub(super) async fn operator(mut config: controller::OperatorConfig) -> Result<(
             message = format!("{message}: {source}");
             cause = source.source();
         }
-        CliError::new(FailureReason::Bug.exit_code(), message)
+        CliError::cured(FailureReason::Bug, message)
     })
 }
 
@@ -38,7 +38,7 @@ pub(super) fn crds(options: &CrdsOptions) -> Result<(), CliError> {
     };
     let failed = |error: std::io::Error| {
         let message = format!("{}: {error}; name a directory that can be written", folder.display());
-        CliError::new(FailureReason::SourceRefused.exit_code(), message)
+        CliError::cured(FailureReason::SourceRefused, message)
     };
     std::fs::create_dir_all(folder).map_err(failed)?;
     for (name, content) in api::crd_files() {
@@ -57,9 +57,8 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn new() -> Result<Self, CliError> {
         let listen = |kind| {
-            signal(kind).map_err(|error| {
-                CliError::new(FailureReason::Bug.exit_code(), format!("Signals cannot be received: {error}"))
-            })
+            signal(kind)
+                .map_err(|error| CliError::new(FailureReason::Bug, format!("Signals cannot be received: {error}")))
         };
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }

@@ -88,7 +88,7 @@ impl Show {
                 bar.set_length(look.total_blocks.max(1));
                 bar.set_position(look.done_blocks);
                 bar.set_prefix(look.phase.to_owned());
-                bar.set_message(self.rate.tail(look));
+                bar.set_message(self.rate.tail(look).trim_start().to_owned());
             }
             How::Lines if is_due(LINE_INTERVAL) => {
                 self.told = Some(now);
@@ -135,7 +135,7 @@ fn line(look: &Look<'_>, rate: &Rate) -> String {
     }
     let shown = percent(look.done_blocks, look.total_blocks, Completion::Open);
     let (done, total, verb) = (look.done_blocks, look.total_blocks, look.verb);
-    format!("{}: {done} of {total} blocks {verb} ({shown} %) {}", look.phase, rate.tail(look))
+    format!("{}: {done} of {total} blocks {verb} ({shown} %){}", look.phase, rate.tail(look))
 }
 
 /// Bytes and blocks over the last seconds.
@@ -172,7 +172,7 @@ impl Rate {
             Some(left) if look.done_blocks < look.total_blocks => format!(", about {} left", HumanDuration(left)),
             _ => String::new(),
         };
-        format!("{}/s{left}{}", HumanBytes(bytes_per_second as u64), look.note)
+        format!(" {}/s{left}{}", HumanBytes(bytes_per_second as u64), look.note)
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn law_3_a_line_never_says_100_percent_of_what_is_open() {
-        assert_eq!(line(&look(7, 7), &Rate::default()), "Uploading: 7 of 7 blocks acknowledged (99 %) ");
+        assert_eq!(line(&look(7, 7), &Rate::default()), "Uploading: 7 of 7 blocks acknowledged (99 %)");
         assert_eq!(line(&look(0, 0), &Rate::default()), "Uploading");
     }
 }

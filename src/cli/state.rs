@@ -11,7 +11,7 @@
 use std::{
     fs::{DirBuilder, File, Metadata, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -76,7 +76,7 @@ impl State {
     fn open_at(path: PathBuf, volume: &VolumeName) -> Result<Self, CliError> {
         let failed = |error: io::Error| {
             let message = format!("State file {}: {error}; make it writable or set XDG_STATE_HOME", path.display());
-            CliError::new(FailureReason::ScratchFailed.exit_code(), message)
+            CliError::cured(FailureReason::ScratchFailed, message)
         };
         let folder = path.parent().expect("a file in a folder");
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
@@ -176,7 +176,7 @@ impl ImageIdentity {
     fn of(path: &Path) -> Option<Self> {
         let path = path.canonicalize().ok()?;
         let meta = std::fs::metadata(&path).ok()?;
-        if meta.file_type().is_block_device() {
+        if !meta.is_file() {
             return None;
         }
         let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);

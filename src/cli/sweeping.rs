@@ -36,6 +36,9 @@ pub(super) async fn connect(reach: &Reach, options: &StoreOptions) -> Result<Cli
     let location = match &reach.location {
         StoreLocation::S3(s3) => {
             let found = probe::probe(&reach.location, &reach.credentials.read()?).await?;
+            if let Some(notice) = found.kept.notice() {
+                tell(&notice);
+            }
             let (conditional_writes, batch_delete) = (found.conditional_writes, found.batch_delete);
             StoreLocation::S3(S3Location { conditional_writes, batch_delete, ..s3.clone() })
         }
@@ -73,7 +76,7 @@ pub(super) async fn watch_sweep<T>(
             () = signals.next() => {
                 if cancel.is_cancelled() {
                     let message = "Cancelled at once: the deletion lock stays for 3 minutes, and then run it again";
-                    return Err(CliError::new(FailureReason::Cancelled.exit_code(), message));
+                    return Err(CliError::cured(FailureReason::Cancelled, message));
                 }
                 cancel.cancel();
             }
@@ -86,7 +89,7 @@ pub(super) async fn watch_sweep<T>(
         }
     };
     show.end();
-    let ended = ended.map_err(|panic| CliError::new(FailureReason::Bug.exit_code(), format!("A bug: {panic}")))?;
+    let ended = ended.map_err(|panic| CliError::new(FailureReason::Bug, format!("A bug: {panic}")))?;
     Ok(ended?)
 }
 
@@ -155,7 +158,7 @@ pub(super) fn check_all_deleted(swept: &Swept) -> Result<(), CliError> {
         None => Ok(()),
         Some(first) => {
             let message = format!("{} blocks could not be deleted: {first}", swept.blocks_not_deleted);
-            Err(CliError::new(FailureReason::StoreUnavailable.exit_code(), message))
+            Err(CliError::new(FailureReason::StoreUnavailable, message))
         }
     }
 }

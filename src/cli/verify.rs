@@ -100,7 +100,7 @@ pub(super) async fn run(options: VerifyOptions) -> Result<(), CliError> {
         n => {
             let reason = FailureReason::RecordDamaged;
             let message = format!("{n} findings that need you: each names its object and its cure");
-            Err(CliError { reason: Some(reason), ..CliError::new(reason.exit_code(), message) })
+            Err(CliError::new(reason, message))
         }
     }
 }
@@ -147,7 +147,7 @@ async fn watched(client: &Client, order: Order, scratch: &Scratch, show: &mut Sh
             verified = &mut verifying => return verified.map_err(failed),
             () = signals.next() => {
                 let reason = FailureReason::Cancelled;
-                return Err(CliError { reason: Some(reason), ..CliError::new(reason.exit_code(), "Cancelled") });
+                return Err(CliError::new(reason, "Cancelled"));
             }
             _ = tick.tick() => {
                 let now = *newest.borrow();

@@ -3,9 +3,25 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A closed list: it is API (status, events, metric labels) and grows only by addition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum FailureReason {
+macro_rules! reasons {
+    ($($reason:ident),+ $(,)?) => {
+        /// A closed list: it is API (status, events, metric labels) and grows only by addition.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum FailureReason { $($reason),+ }
+
+        impl FailureReason {
+            /// The whole list, in order.
+            pub const ALL: &'static [FailureReason] = &[$(FailureReason::$reason),+];
+
+            /// The word in status, events and metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(FailureReason::$reason => stringify!($reason)),+ }
+            }
+        }
+    };
+}
+
+reasons! {
     // The store gave out; it may come back.
     UploadFailed,
     UploadStalled,
@@ -115,58 +131,6 @@ impl FailureReason {
             WorkerNotCreated | Unschedulable | ImageMissing | VolumeNotAttached => 70,
             Evicted | Preempted | NodeLost | PodDeleted => 70,
             Cancelled => 75,
-        }
-    }
-
-    /// The word in status, events and metrics.
-    pub fn as_str(self) -> &'static str {
-        use FailureReason::*;
-        match self {
-            UploadFailed => "UploadFailed",
-            UploadStalled => "UploadStalled",
-            StoreUnavailable => "StoreUnavailable",
-            Throttled => "Throttled",
-            AccessDenied => "AccessDenied",
-            BucketMissing => "BucketMissing",
-            WrongRegion => "WrongRegion",
-            ClockSkew => "ClockSkew",
-            LockHeld => "LockHeld",
-            GuardLost => "GuardLost",
-            Superseded => "Superseded",
-            SourceReadFailed => "SourceReadFailed",
-            SourceStalled => "SourceStalled",
-            SourceChanged => "SourceChanged",
-            SourceNotFound => "SourceNotFound",
-            SourceRefused => "SourceRefused",
-            SnapshotLost => "SnapshotLost",
-            SnapshotNotReady => "SnapshotNotReady",
-            TargetRefused => "TargetRefused",
-            TargetWriteFailed => "TargetWriteFailed",
-            TargetStalled => "TargetStalled",
-            DownloadStalled => "DownloadStalled",
-            BlockDamaged => "BlockDamaged",
-            VolumeNameInUse => "VolumeNameInUse",
-            BlockSizeMismatch => "BlockSizeMismatch",
-            VolumeConfigMissing => "VolumeConfigMissing",
-            RecordMismatch => "RecordMismatch",
-            RecordDamaged => "RecordDamaged",
-            BadJobSpec => "BadJobSpec",
-            ScratchFailed => "ScratchFailed",
-            WorkerCrashed => "WorkerCrashed",
-            WorkerNotHeard => "WorkerNotHeard",
-            WorkerNotStarted => "WorkerNotStarted",
-            OutOfMemory => "OutOfMemory",
-            WorkerNotCreated => "WorkerNotCreated",
-            Unschedulable => "Unschedulable",
-            ImageMissing => "ImageMissing",
-            VolumeNotAttached => "VolumeNotAttached",
-            Evicted => "Evicted",
-            Preempted => "Preempted",
-            NodeLost => "NodeLost",
-            PodDeleted => "PodDeleted",
-            DeadlineExceeded => "DeadlineExceeded",
-            Cancelled => "Cancelled",
-            Bug => "Bug",
         }
     }
 }

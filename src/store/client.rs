@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -271,9 +271,10 @@ impl Client {
     async fn call<'a, T>(&'a self, request: Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
         let _outstanding = self.shared.stall.begin();
         let ends = async { timeout_at(self.shared.deadline, self.shared.stall.stalled()).await };
+        let last = Mutex::new(None);
         let failed = tokio::select! {
             biased;
-            answer = self.retry(&request, send) => return answer,
+            answer = self.retry(&request, &last, send) => return answer,
             ended = ends => ended,
         };
         let (kind, seen) = match failed {
@@ -286,10 +287,20 @@ impl Client {
             }
             Err(_) => (ErrorKind::Deadline, "the deadline of this attempt passed".to_owned()),
         };
+        let seen = match last.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(last) => format!("{seen}; the last answer to it: {last}"),
+            None => seen,
+        };
         Err(StoreError::new(kind, request.action, request.key, seen))
     }
 
-    async fn retry<'a, T>(&'a self, request: &Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
+    /// `last`: what was seen last, for whoever ends this from outside.
+    async fn retry<'a, T>(
+        &'a self,
+        request: &Request<'a>,
+        last: &Mutex<Option<String>>,
+        send: impl Fn() -> Answer<'a, T>,
+    ) -> Result<T, StoreError> {
         let first_sent = Instant::now();
         let (mut times, mut refusals) = (0, 0);
         loop {
@@ -302,6 +313,7 @@ impl Client {
                 }
                 Err(error) => error,
             };
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.seen.clone());
             match error.kind {
                 ErrorKind::Throttled => _ = self.shared.counts.throttled.fetch_add(1, Ordering::Relaxed),
                 ErrorKind::Expired | ErrorKind::Refused(FailureReason::AccessDenied) => {

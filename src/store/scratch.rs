@@ -37,7 +37,7 @@ impl Scratch {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => self.named_file(),
             Err(error) => Err(io::Error::new(
                 io::Error::from(error).kind(),
-                format!("Scratch directory {}: {error}; name a writable one by --scratch-dir", self.folder.display()),
+                format!("Directory {}: {error}", self.folder.display()),
             )),
         }
     }

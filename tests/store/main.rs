@@ -8,6 +8,7 @@ mod support;
 
 mod backup;
 mod cli;
+mod cli_failures;
 mod cli_sweep;
 mod codec_frames;
 mod conformance;
