@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::{
     Client, Resource,
     runtime::{
@@ -171,8 +171,12 @@ impl Context {
     /// Publishes an event without waiting for it: an event that is lost loses nothing that status does not say.
     /// The action carries the attempt, so that the next failure for the same reason is a new event with its own text.
     pub fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, note: Note, action: String) {
+        self.publish_at(object.object_ref(&()), note, action);
+    }
+
+    /// The same, at an object that is only known by reference.
+    pub fn publish_at(&self, reference: ObjectReference, note: Note, action: String) {
         let recorder = self.recorder.clone();
-        let reference = object.object_ref(&());
         let event = Event {
             type_: match note.severity {
                 Severity::Normal => EventType::Normal,

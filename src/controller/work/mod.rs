@@ -59,6 +59,7 @@ use self::{
     volume::{Situation, VolumeSeen},
 };
 use super::{
+    claim::objects::populated_by,
     context::{ApiError, Context, bounded},
     error_chain,
     objects::Objects,
@@ -374,7 +375,12 @@ fn tell<K: Kind>(object: &K, o: &Observed, standing: &Standing, next: &Course, c
         _ => {}
     }
     if let Some(note) = standing.note(&K::WORDS, K::brought) {
-        context.publish(object, note, format!("Attempt{}", attempt(next)));
+        let action = format!("Attempt{}", attempt(next));
+        // Who waits for a claim to be populated looks at the claim.
+        if let Some(claim) = populated_by(object.meta()) {
+            context.publish_at(claim, note.clone(), action.clone());
+        }
+        context.publish(object, note, action);
     }
 }
 
