@@ -171,7 +171,8 @@ fn interrupted(purpose: &str, stop: impl FnOnce(&mut Process)) -> (World, S3Serv
     server.create_bucket("backups");
     let world = World::with_s3(purpose, &server);
     let image = world.image(&[1, 2, 3, 4, 5, 6, 7, 8].map(Block::Random));
-    server.fault(Rule::new(Fault::Hold).on(Kind::PutBlock).after(5));
+    // What the dead one sent is never performed: a held request might be, after its end.
+    server.fault(Rule::new(Fault::HangForever).on(Kind::PutBlock).after(5));
     let backup = ["backup", "image", "--target", "s3://backups@us-east-1/some/prefix", "--volume", "web-1", "--json"];
     let log = world.path("log");
     let mut running = Process::start("backup", world.command(&backup), &log);

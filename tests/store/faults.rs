@@ -112,14 +112,17 @@ async fn law_5_a_key_revoked_in_mid_upload_shows_within_five_seconds() {
     let objects = job::s3(&server);
     let folder = support::scratch("revoked");
     let image = image(&folder);
+    // The third and later blocks wait for the key to be revoked.
+    server.fault(Rule::new(Fault::Hold).on(Kind::PutBlock).after(2));
     let mut revoked_at = None;
     let ran = job::run_watched(
         job::job(image.path(), "uid", 1),
         objects,
         tokio_util::sync::CancellationToken::new(),
         |report| {
-            if report.backup().acknowledged_blocks >= 2 && revoked_at.is_none() {
+            if report.backup().acknowledged_blocks == 2 && revoked_at.is_none() {
                 server.revoke(support::ACCESS_KEYS[0].0);
+                server.heal();
                 revoked_at = Some(Instant::now());
             }
         },
