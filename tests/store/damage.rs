@@ -217,7 +217,7 @@ impl World<'_> {
     }
 
     fn client(&self) -> Client {
-        Client::new(self.objects.clone(), Duration::from_secs(60), Duration::from_secs(600))
+        Client::new(self.objects.clone(), Duration::from_secs(300), Duration::from_secs(600))
     }
 
     async fn verify(&self, depth: Depth) -> Verified {

@@ -349,11 +349,12 @@ async fn law_4_completed_is_told_within_one_stall_deadline_of_becoming_true() {
         Fate::Perform
     });
     let mut spec = job::job(image.path(), "uid", 1);
-    spec.deadlines.stall_seconds = 2;
+    spec.deadlines.stall_seconds = 10;
     let ran = job::run(spec, silent).await;
     let took = state.lock().expect("no holder panics").1.expect("the record was sealed").elapsed();
     assert!(ran.completed(), "{:?}", ran.last);
-    assert!(took < Duration::from_millis(3500), "told {took:?} after it was true, with a stall deadline of 2 s");
+    // Who waits for one more request says so after twenty seconds; between the two is the time of a busy machine.
+    assert!(took < Duration::from_secs(19), "told {took:?} after it was true, with a stall deadline of 10 s");
     assert_eq!(job::compare(&plain, "pvc-test", &ran.record(), image.path()).await, None);
 }
 
