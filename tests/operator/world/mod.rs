@@ -11,17 +11,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::support::{
     ACCESS_KEYS, ControlPlane, Fault, Image, Kind, Rule, S3Server,
     operator::{Home, NAMESPACE, Operator},
 };
+use futures::StreamExt;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams},
     core::object::HasStatus,
+    runtime::{WatchStreamExt, watcher::watch_object},
 };
 use serde_json::json;
 use tidemark::api::{Backup, BackupState, BackupStatus, Restore, RestoreState, RestoreStatus};
@@ -181,27 +183,32 @@ impl World {
     }
 }
 
-async fn until<K>(
+/// By a watch: it sees every status that is written, also one that stands for the second of a backoff only.
+pub async fn until<K>(
     objects: Api<K>,
     operator: &Operator,
     (name, what): (&str, &str),
     wanted: impl Fn(&K::Status) -> bool,
 ) -> K::Status
 where
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + HasStatus,
+    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + HasStatus + Send + 'static,
     K::Status: Clone + std::fmt::Debug,
 {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let seen = objects.get(name).await.ok().and_then(|object| object.status().cloned());
-        if let Some(status) = seen.as_ref().filter(|s| wanted(s)) {
-            return status.clone();
+    let mut seen = None;
+    let told = async {
+        let mut shown = std::pin::pin!(watch_object(objects, name).default_backoff());
+        while let Some(shown) = shown.next().await {
+            // Where it cannot be watched it is asked for again; where it is not, it may come.
+            let Ok(Some(object)) = shown else { continue };
+            seen = object.status().cloned();
+            if let Some(status) = seen.as_ref().filter(|s| wanted(s)) {
+                return status.clone();
+            }
         }
-        if Instant::now() > end {
-            panic!("{name}: not {what} in time. Seen: {seen:#?}\n{}", operator.tail());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        unreachable!("a watch has no end")
+    };
+    let told = tokio::time::timeout(PATIENCE, told).await;
+    told.unwrap_or_else(|_| panic!("{name}: not {what} in time. Seen: {seen:#?}\n{}", operator.tail()))
 }
 
 pub fn merge(into: &mut serde_json::Value, more: serde_json::Value) {

@@ -79,10 +79,7 @@ impl Shop {
     }
 
     pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&BackupStatus) -> bool) -> BackupStatus {
-        let told = eventually(what, PATIENCE, || async {
-            let status = self.backups().get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-            if wanted(&status) { Ok(status) } else { Err(format!("{status:#?}")) }
-        });
+        let told = super::until(self.backups(), &self.operator, (name, what), wanted);
         tokio::select! {
             status = told => status,
             () = self.complain() => unreachable!("it only panics"),
@@ -173,10 +170,7 @@ impl Shop {
         what: &str,
         wanted: impl Fn(&RestoreStatus) -> bool,
     ) -> RestoreStatus {
-        let told = eventually(what, PATIENCE, || async {
-            let status = self.restores().get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-            if wanted(&status) { Ok(status) } else { Err(format!("{status:#?}\n{}", self.operator.tail())) }
-        });
+        let told = super::until(self.restores(), &self.operator, (name, what), wanted);
         tokio::select! {
             status = told => status,
             () = self.complain() => unreachable!("it only panics"),
