@@ -24,8 +24,7 @@ async fn law_6_an_operator_restarted_in_mid_backup_finds_its_worker_again() {
     // Once killed, once asked to end: the worker does not notice either.
     first.kill();
     let mut second = Operator::start_in(&world.plane, world.home.clone(), &[]);
-    world.s3.heal();
-    hold_after(&world.s3, 4);
+    hold_again_after(&world.s3, 4);
     world.until(&second, "restarted", "further", |s| acknowledged(s) >= 8).await;
     assert!(second.terminate().success(), "{}", second.tail());
     assert_eq!(world.home.workers(), worker, "the same process still runs");
@@ -164,8 +163,7 @@ async fn law_8_a_deposed_leader_writes_nothing_when_it_wakes_up() {
     let pid = Pid::from_raw(asleep.pid().cast_signed()).expect("a pid is not 0");
     kill_process(pid, Signal::STOP).expect("our child");
     let awake = Operator::start_in(&world.plane, world.home.clone(), &["--identity", "awake"]);
-    world.s3.heal();
-    hold_after(&world.s3, 4);
+    hold_again_after(&world.s3, 4);
     world.until(&awake, "deposed", "further", |s| acknowledged(s) >= 7).await;
     kill_process(pid, Signal::CONT).expect("our child");
     // The very packet it may have had on the way: a conflict, although it is forced.

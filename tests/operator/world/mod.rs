@@ -284,6 +284,16 @@ pub fn hold_downloads_after(s3: &S3Server, blocks: u64) {
     s3.fault(Rule::new(Fault::Hold).on(Kind::Get).key("/blocks/").after(blocks));
 }
 
+/// The same after it was healed: what waited goes on, and so many of what comes after it, without a moment in between.
+pub fn hold_downloads_again_after(s3: &S3Server, blocks: u64) {
+    s3.heal_into(Rule::new(Fault::Hold).on(Kind::Get).key("/blocks/").after(blocks));
+}
+
+/// What waited goes on, and so many blocks more, without a moment in between.
+pub fn hold_again_after(s3: &S3Server, blocks: u64) {
+    s3.heal_into(Rule::new(Fault::Hold).on(Kind::PutBlock).after(blocks));
+}
+
 /// The store takes this many blocks more and then lets every other wait until it is healed: an upload stands still at
 /// exactly that block.
 pub fn hold_after(s3: &S3Server, blocks: u64) {
