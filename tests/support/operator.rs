@@ -146,6 +146,11 @@ impl Operator {
         self.process.kill_alone();
     }
 
+    /// To the operator alone, not to its workers.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
