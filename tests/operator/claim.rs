@@ -29,7 +29,7 @@ use tidemark::controller::{
 };
 
 const OPERATOR: &str = "tidemark";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const CLASSES: [&str; 4] = ["delete", "retain", "delete-late", "retain-late"];
 
 struct World {

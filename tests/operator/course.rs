@@ -61,7 +61,7 @@ async fn law_4_a_backup_is_completed_and_its_conditions_say_so() {
         Some("True"),
         "{target:#?}"
     );
-    world.plane.kubectl(&["delete", "backups.tidemark.dev", "--all", "-n", NAMESPACE, "--timeout=30s"]).await;
+    world.plane.kubectl(&["delete", "backups.tidemark.dev", "--all", "-n", NAMESPACE, "--timeout=120s"]).await;
     assert_eq!(world.s3.block_objects(BUCKET).len(), 5, "deleting objects is not deleting data");
     world.end(&[&operator]).await;
 }

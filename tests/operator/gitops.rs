@@ -226,7 +226,7 @@ async fn every_state_is_judged_by_kstatus_flux_and_argo_as_the_page_says() {
     for (name, wanted) in [("done", "Ready"), ("refused", "Stalled"), ("queued", "Stalled")] {
         let wanted = format!("--for=condition={wanted}");
         let namespace = crate::support::operator::NAMESPACE;
-        world.plane.kubectl(&["wait", &format!("tmb/{name}"), "-n", namespace, &wanted, "--timeout=5s"]).await;
+        world.plane.kubectl(&["wait", &format!("tmb/{name}"), "-n", namespace, &wanted, "--timeout=60s"]).await;
     }
     // The last that happens; the watch may be behind.
     let was_deleted = |(kind, object): &(&str, Value)| {

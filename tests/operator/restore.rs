@@ -92,7 +92,7 @@ async fn law_4_a_restore_gives_the_volume_back_and_its_conditions_say_so() {
         if (completed, blocks) == (Some(3.0), Some(4.0)) { Ok(()) } else { Err(format!("{completed:?} {blocks:?}")) }
     })
     .await;
-    world.plane.kubectl(&["delete", "restores.tidemark.dev", "--all", "-n", NAMESPACE, "--timeout=30s"]).await;
+    world.plane.kubectl(&["delete", "restores.tidemark.dev", "--all", "-n", NAMESPACE, "--timeout=120s"]).await;
     assert_eq!(difference(image.path(), &volumes.join("out.img")), None, "deleting a Restore deletes no data");
     world.end(&[&operator]).await;
 }

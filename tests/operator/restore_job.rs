@@ -88,7 +88,7 @@ async fn law_4_a_new_claim_is_filled_equal_bound_and_the_users_alone() {
     let kept = [volume, other];
     shop.nothing_is_left_but(&kept).await;
     for name in ["block", "files-back"] {
-        shop.world.plane.kubectl(&["delete", "tmr", name, "-n", "shop", "--timeout=30s"]).await;
+        shop.world.plane.kubectl(&["delete", "tmr", name, "-n", "shop", "--timeout=120s"]).await;
         bound(&shop, name).await;
     }
     shop.nothing_is_left_but(&kept).await;

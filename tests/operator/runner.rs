@@ -20,7 +20,7 @@ use tidemark::{
     model::{Credentials, FailureReason, JobSpec, Outcome, Report, ReportKey, StoreLocation},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A runner, and how to do to its workers what it would not.
 struct Machine {

@@ -29,7 +29,7 @@ use tidemark::{
 };
 
 const OPERATOR: &str = "tidemark";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct World {
     plane: ControlPlane,

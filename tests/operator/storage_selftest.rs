@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const BYTES: u64 = 3 << 20;
 /// More steps than anything here takes.
 const ROUNDS: u64 = 6;

@@ -138,7 +138,7 @@ impl Operator {
 
     /// SIGTERM: an orderly end that leaves workers running.
     pub fn terminate(&mut self) -> ExitStatus {
-        self.process.terminate(Duration::from_secs(20))
+        self.process.terminate(Duration::from_secs(60))
     }
 
     /// `kill -9` of the operator alone.

@@ -53,7 +53,7 @@ impl World {
         s3.create_bucket(BUCKET);
         let client = plane.client().await;
         plane.apply(&tidemark::api::crds_yaml()).await;
-        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await;
+        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await;
         plane.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}")).await;
         let sampler = Sampler::start(client.clone(), s3.clone());
         let world = Self { plane, s3, home: Home::new(), client, sampler };

@@ -95,7 +95,7 @@ impl Drop for Storage {
 impl Storage {
     pub async fn start(plane: &ControlPlane) -> Self {
         plane.apply(&snapshots::crds()).await;
-        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await;
+        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await;
         let shared = Arc::new(Shared {
             client: plane.client().await,
             driver: Driver::new(),
@@ -127,7 +127,7 @@ impl Storage {
     pub async fn rounds(&self, more: u64) {
         // The one that runs may have looked before.
         let wanted = self.shared.rounds.load(SeqCst) + more + 1;
-        eventually("rounds of the storage", Duration::from_secs(30), || async {
+        eventually("rounds of the storage", Duration::from_secs(120), || async {
             match self.shared.rounds.load(SeqCst) {
                 done if done >= wanted => Ok(()),
                 done => Err(format!("{done} of {wanted}")),
@@ -195,7 +195,7 @@ impl Storage {
             .create(&PostParams::default(), &serde_json::from_value(volume).expect(MANIFEST))
             .await
             .expect("a volume");
-        eventually("the user's claim is bound", Duration::from_secs(30), || async {
+        eventually("the user's claim is bound", Duration::from_secs(120), || async {
             let claim = api.get(name).await.map_err(|e| e.to_string())?;
             if is_bound(&claim) { Ok(()) } else { Err(format!("{:#?}", claim.status)) }
         })
