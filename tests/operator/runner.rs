@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::support::{
-    self, ControlPlane, Image, TempDir, eventually,
+    self, Image, Lent, TempDir, eventually,
     node::{Node, Plays},
 };
 use kube::Client;
@@ -30,7 +30,7 @@ struct Machine {
     /// `kill -9` of all workers.
     kill: Box<dyn Fn()>,
     directory: TempDir,
-    _plane: Option<(ControlPlane, Arc<Node>)>,
+    _plane: Option<(Lent, Arc<Node>)>,
 }
 
 impl Machine {
@@ -60,9 +60,9 @@ impl Machine {
     }
 
     async fn of_jobs() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let client = plane.client().await;
-        let node = Arc::new(Node::start(client.clone(), "default", Plays::Everything));
+        let node = Arc::new(Node::start(&plane, client.clone(), "default", Plays::Everything));
         let open = move || Arc::new(open(client.clone())) as Arc<dyn Runner>;
         let killed = node.clone();
         Self {

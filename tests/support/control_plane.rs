@@ -10,6 +10,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,8 @@ pub struct ControlPlane {
     directory: TempDir,
     port: u16,
     etcd_port: u16,
+    /// What the log of requests says before that was another test's.
+    requests_from: AtomicU64,
     api_server: std::sync::Mutex<Option<Process>>,
     _etcd: Process,
 }
@@ -51,7 +54,8 @@ impl ControlPlane {
         write_certificates(directory.path());
         std::fs::write(directory.path().join("audit.yaml"), AUDIT).expect("the scratch directory is ours");
         let (etcd, etcd_port) = start_etcd(directory.path()).await;
-        let mut plane = Self { directory, port: 0, etcd_port, api_server: std::sync::Mutex::new(None), _etcd: etcd };
+        let (requests_from, api_server) = (AtomicU64::new(0), std::sync::Mutex::new(None));
+        let mut plane = Self { directory, port: 0, etcd_port, requests_from, api_server, _etcd: etcd };
         for start in 1..=STARTS {
             plane.port = free_port();
             plane.write_kubeconfig();
@@ -90,7 +94,9 @@ impl ControlPlane {
 
     /// The same, with how often each was asked.
     pub fn requests_of(&self, user: &str) -> BTreeMap<(String, String, String), u64> {
-        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap_or_default();
+        let log = std::fs::read_to_string(self.audit_log()).unwrap_or_default();
+        let from = usize::try_from(self.requests_from.load(SeqCst)).expect("it was read at once");
+        let log = log.get(from..).unwrap_or_default();
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let mut counts = BTreeMap::new();
         for line in log.lines().filter(|line| line.contains(user)) {
@@ -104,6 +110,36 @@ impl ControlPlane {
             *counts.entry((text(&line["verb"]), text(&object["apiGroup"]), resource)).or_default() += 1;
         }
         counts
+    }
+
+    /// Until the API server has made all that it makes at its start, roles and priorities: it is a while before that that it
+    /// serves.
+    pub(super) async fn has_made_its_own(&self) {
+        let client = self.client().await;
+        super::eventually("kube-apiserver is ready", READY_DEADLINE, || async {
+            let asked = http::Request::get("/readyz").body(vec![]).expect("a plain request is valid");
+            client.request_text(asked).await.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    /// Forgets who asked for what so far.
+    pub(super) fn forget_requests(&self) -> std::io::Result<()> {
+        self.requests_from.store(std::fs::metadata(self.audit_log())?.len(), SeqCst);
+        Ok(())
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.directory.path().join("audit.log")
+    }
+
+    pub(super) fn etcd_port(&self) -> u16 {
+        self.etcd_port
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        let mut api_server = self.api_server.lock().expect("no holder of this lock panics");
+        api_server.as_mut().is_some_and(|process| process.ended().is_none())
     }
 
     /// A kubeconfig of this user, by impersonation; in these groups if any are named.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::support::{
-    ACCESS_KEYS, ControlPlane, Fault, Image, Kind, Rule, S3Server,
+    ACCESS_KEYS, Fault, Image, Kind, Lent, Rule, S3Server,
     operator::{Home, NAMESPACE, Operator},
 };
 use futures::StreamExt;
@@ -33,7 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Everything a test needs, and a sampler that watches it.
 pub struct World {
-    pub plane: ControlPlane,
+    pub plane: Lent,
     pub s3: Arc<S3Server>,
     pub home: Arc<Home>,
     pub client: Client,
@@ -48,7 +48,7 @@ pub struct Sampler {
 
 impl World {
     pub async fn new() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let s3 = Arc::new(S3Server::start());
         s3.create_bucket(BUCKET);
         let client = plane.client().await;

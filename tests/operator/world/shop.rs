@@ -40,7 +40,7 @@ impl Shop {
         let world = World::new().await;
         let storage = Storage::start(&world.plane).await;
         storage.size(BLOCKS as u64 * BLOCK);
-        let node = Node::start(world.client.clone(), NAMESPACE, plays);
+        let node = Node::start(&world.plane, world.client.clone(), NAMESPACE, plays);
         node.uses(&storage);
         world
             .plane
@@ -51,6 +51,7 @@ impl Shop {
         storage.claim("shop", "pg", "fast", "Block").await;
         drop(world.image(IMAGE, BLOCKS, 11));
         let operator = Operator::start_as(
+            &world.plane,
             &restricted(&world).await,
             world.home.clone(),
             &["--workers=job", "--worker-image=tidemark:test"],

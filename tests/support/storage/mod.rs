@@ -41,7 +41,7 @@ use serde_json::{Value, json};
 use tidemark::controller::snapshot::objects::{VolumeSnapshot, VolumeSnapshotContent};
 
 pub use self::{driver::Held, provisioner::TOPOLOGY};
-use super::{ControlPlane, eventually, locked};
+use super::{Lent, eventually, locked};
 use driver::Driver;
 
 const READ: &str = "what was read has a uid";
@@ -93,7 +93,7 @@ impl Drop for Storage {
 }
 
 impl Storage {
-    pub async fn start(plane: &ControlPlane) -> Self {
+    pub async fn start(plane: &Lent) -> Self {
         plane.apply(&snapshots::crds()).await;
         plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await;
         let shared = Arc::new(Shared {
@@ -106,8 +106,10 @@ impl Storage {
             said: Mutex::default(),
             rounds: AtomicU64::new(0),
         });
-        let playing = shared.clone();
+        let (playing, plane) = (shared.clone(), plane.clone());
         let task = tokio::spawn(async move {
+            // It may write there for as long as it plays.
+            let _plane = plane;
             loop {
                 match playing.round().await {
                     Ok(()) => _ = playing.rounds.fetch_add(1, SeqCst),
