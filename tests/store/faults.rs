@@ -165,11 +165,12 @@ async fn passing_faults_are_healed_within_the_attempt() {
         let server = S3Server::start();
         let objects = job::s3(&server);
         let folder = support::scratch("passing");
-        let image = image(&folder);
+        let blocks = [0, 1, 2, 3, 4, 5, 6, 7].map(Block::Random);
+        let image = Image::of(&folder.path().join("image"), &blocks);
         server.fault(rule);
         let ran = job::run(job::job(image.path(), "uid", 1), objects.clone()).await;
         assert!(ran.completed(), "{what}: {:?}", ran.last);
-        assert_eq!(ran.last.backup().acknowledged_blocks, BLOCKS as u64, "{what}");
+        assert_eq!(ran.last.backup().acknowledged_blocks, blocks.len() as u64, "{what}");
         server.heal();
         assert_eq!(job::compare(&objects, "pvc-test", &ran.record(), image.path()).await, None, "{what}");
     });
