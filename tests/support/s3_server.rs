@@ -165,6 +165,12 @@ impl S3Server {
         self.state.healed.send_modify(|epoch| *epoch += 1);
     }
 
+    /// The same, but from this moment on this rule counts: no request slips through between the two.
+    pub fn heal_into(&self, rule: Rule) {
+        *held(&self.state.rules) = vec![rule];
+        self.state.healed.send_modify(|epoch| *epoch += 1);
+    }
+
     /// Every request so far, in the order they came.
     pub fn requests(&self) -> Vec<LoggedRequest> {
         held(&self.state.log).clone()
