@@ -29,6 +29,7 @@ use super::{
         lookup::Looked,
         probe::Prober,
         removal::RemovalEnd,
+        session::{Offer, Withheld},
     },
     work::{
         hear::Ear,
@@ -39,7 +40,6 @@ use super::{
 use crate::{
     api::{Backup, ClusterBackupTarget, Restore, target::Capabilities},
     metrics::Metrics,
-    model::Credentials,
 };
 
 /// Every request to the API server is given up after this: a connection that was silently dropped would hang for ever.
@@ -87,7 +87,9 @@ pub struct Context {
 pub struct Memory {
     pub ears: HashMap<AttemptRef, Ear>,
     /// Keys that a running worker was given.
-    pub offered: HashMap<AttemptRef, Credentials>,
+    pub offered: HashMap<AttemptRef, Offer>,
+    /// Attempts whose worker was given no session when it was last to have one.
+    pub withheld: HashMap<AttemptRef, Withheld>,
     /// Uids of objects that were over when this term began, and of which nothing was left. Each is used once.
     pub settled: HashSet<String>,
     /// Labels of namespaces, and when they were read.
@@ -103,6 +105,7 @@ impl Memory {
     pub fn forget(&mut self, lives: &HashSet<String>) {
         self.ears.retain(|attempt, _| lives.contains(attempt.uid()));
         self.offered.retain(|attempt, _| lives.contains(attempt.uid()));
+        self.withheld.retain(|attempt, _| lives.contains(attempt.uid()));
         self.admitted.retain(|uid| lives.contains(uid));
         self.settled.retain(|uid| lives.contains(uid));
         self.labels.retain(|_, (at, _)| at.elapsed() < LABELS_AGE_MAX);

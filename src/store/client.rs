@@ -271,12 +271,17 @@ impl Client {
     async fn call<'a, T>(&'a self, request: Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
         let _outstanding = self.shared.stall.begin();
         let ends = async { timeout_at(self.shared.deadline, self.shared.stall.stalled()).await };
+        let is_expired = AtomicBool::new(false);
         let failed = tokio::select! {
             biased;
-            answer = self.retry(&request, send) => return answer,
+            answer = self.retry(&request, &is_expired, send) => return answer,
             ended = ends => ended,
         };
         let (kind, seen) = match failed {
+            Ok(()) if is_expired.load(Ordering::Relaxed) => {
+                let after = self.shared.stall.after();
+                (ErrorKind::Expired, format!("the session ended, and no other came within {after:?}"))
+            }
             Ok(()) => {
                 let after = self.shared.stall.after();
                 (
@@ -289,7 +294,13 @@ impl Client {
         Err(StoreError::new(kind, request.action, request.key, seen))
     }
 
-    async fn retry<'a, T>(&'a self, request: &Request<'a>, send: impl Fn() -> Answer<'a, T>) -> Result<T, StoreError> {
+    /// `is_expired` is true while the last answer was that the credentials have ended.
+    async fn retry<'a, T>(
+        &'a self,
+        request: &Request<'a>,
+        is_expired: &AtomicBool,
+        send: impl Fn() -> Answer<'a, T>,
+    ) -> Result<T, StoreError> {
         let first_sent = Instant::now();
         let (mut times, mut refusals) = (0, 0);
         loop {
@@ -302,6 +313,7 @@ impl Client {
                 }
                 Err(error) => error,
             };
+            is_expired.store(error.kind == ErrorKind::Expired, Ordering::Relaxed);
             match error.kind {
                 ErrorKind::Throttled => _ = self.shared.counts.throttled.fetch_add(1, Ordering::Relaxed),
                 ErrorKind::Expired | ErrorKind::Refused(FailureReason::AccessDenied) => {

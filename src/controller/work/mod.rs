@@ -65,6 +65,7 @@ use super::{
     objects::Objects,
     runner::{AttemptRef, Host, RunnerError, Worker, trouble::Trouble},
     snapshot::{expose::Taken, observe::ObserveError},
+    target::session,
 };
 use crate::{
     api::{Cause, Claim, Course, InvalidField, Stage, Status},
@@ -251,9 +252,14 @@ async fn observe<K: Kind>(object: &K, context: &Context) -> Result<Observed, Rec
     let keys = Keys::Same;
     let mut o = Observed { wish, status, place, volume, target, slot, worker, trouble, host, keys, shown, fresh_id };
     if let (Some(attempt), Seen::Usable(target)) = (act::current(&o), &o.target)
-        && context.memory().offered.get(&attempt) != Some(&target.resolved.credentials)
+        && session::is_due(context, &attempt, &target.resolved, now())
     {
         o.keys = Keys::Changed;
+    }
+    if let (Some(attempt), WorkerSeen::Absent) = (act::current(&o), &o.worker)
+        && let Some(problem) = session::withheld(context, &attempt)
+    {
+        o.trouble = Some(Trouble { reason: problem.reason, message: problem.message });
     }
     Ok(o)
 }

@@ -97,6 +97,7 @@ pub fn target() -> Target {
         resolved: Resolved {
             location: Default::default(),
             credentials: Default::default(),
+            sts: None,
             compression: Default::default(),
             block_size: BlockSize::Mi2,
             limits: TargetLimits { total: 1, per_namespace: 1 },
