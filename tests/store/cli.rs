@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::support::{
-    self, ACCESS_KEYS, BUSY, Fault, Kind, Process, Rule, S3Server,
+    self, ACCESS_KEYS, Fault, Kind, Process, Rule, S3Server, busy,
     image::{Block, Image, difference},
 };
 use serde_json::Value;
@@ -235,7 +235,7 @@ fn law_5_a_store_that_refuses_or_is_gone_says_so_in_time() {
     let refused = backup("backups");
     assert_eq!(refused.code, 65);
     assert!(refused.stderr.contains("AccessDenied"), "{}", refused.stderr);
-    assert!(begun.elapsed() < Duration::from_secs(15) + BUSY, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15) + busy(), "{:?}", begun.elapsed());
     drop(server);
     // Nobody listens on port 9 of loopback.
     world.variables[2].1 = "http://127.0.0.1:9".into();

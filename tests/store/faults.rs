@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{self, BUSY, Block, Fault, Image, Kind, Rule, S3Server, Wire, job};
+use crate::support::{self, Block, Fault, Image, Kind, Rule, S3Server, Wire, busy, job};
 use tidemark::model::{
     FailureReason, JobSpec, Outcome,
     limits::{LOCK_REFRESH, SEGMENT_INTERVAL_MIN},
@@ -64,7 +64,7 @@ async fn law_5_total_packet_loss_shows_within_the_stall_deadline_and_law_6_heals
     let last = ran.await.last;
     let took = cut_at.expect("the wire was cut").elapsed();
     assert_eq!(last.failure.as_ref().map(|f| f.reason), Some(FailureReason::UploadStalled), "{last:?}");
-    assert!(took <= Duration::from_secs(13) + BUSY, "stall of 8 s + 5 s: {took:?}");
+    assert!(took <= Duration::from_secs(13) + busy(), "stall of 8 s + 5 s: {took:?}");
     assert!(last.failure.is_some_and(|f| f.message.contains("8s")));
     let acknowledged = last.counters.backup().acknowledged_blocks;
     assert!((3..BLOCKS as u64).contains(&acknowledged));
@@ -93,7 +93,7 @@ async fn law_5_a_silent_server_shows_within_the_stall_deadline() {
     let silence = ended.duration_since(progress.last_acknowledged_time.expect("four were acknowledged"));
     let silence = silence.unsigned_abs();
     assert!(
-        silence <= Duration::from_secs(13) + BUSY,
+        silence <= Duration::from_secs(13) + busy(),
         "stall of 8 s + 5 s, from the last acknowledgement: {silence:?}"
     );
 }
@@ -106,13 +106,13 @@ async fn law_5_a_refusal_shows_within_five_seconds() {
     let no_bucket = job::s3_at(&server.endpoint());
     let failed = fail(job::job(image.path(), "uid", 1), no_bucket).await;
     assert_eq!((failed.reason, failed.acknowledged), (FailureReason::BucketMissing, 0));
-    assert!(failed.took <= Duration::from_secs(5) + BUSY, "{:?}", failed.took);
+    assert!(failed.took <= Duration::from_secs(5) + busy(), "{:?}", failed.took);
 
     server.create_bucket("backups");
     server.revoke(support::ACCESS_KEYS[0].0);
     let failed = fail(job::job(image.path(), "uid", 2), job::s3(&server)).await;
     assert_eq!((failed.reason, failed.acknowledged), (FailureReason::AccessDenied, 0));
-    assert!(failed.took <= Duration::from_secs(5) + BUSY, "{:?}", failed.took);
+    assert!(failed.took <= Duration::from_secs(5) + busy(), "{:?}", failed.took);
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn law_5_a_key_revoked_in_mid_upload_shows_within_five_seconds() {
     assert_eq!(last.outcome, Some(Outcome::Failed), "a revoked key went on: {last:?}");
     assert_eq!(last.failure.as_ref().map(|f| f.reason), Some(FailureReason::AccessDenied), "{last:?}");
     assert_eq!(last.backup().acknowledged_blocks, 2, "{last:?}");
-    assert!(took <= Duration::from_secs(8) + BUSY, "5 s and the order of ending: {took:?}");
+    assert!(took <= Duration::from_secs(8) + busy(), "5 s and the order of ending: {took:?}");
 }
 
 #[tokio::test]
