@@ -20,7 +20,7 @@ use std::{
 use clap::Parser;
 use kube::Api;
 use screen::{Screen, size};
-use support::{ACCESS_KEYS, ControlPlane, Home, Image, Operator, S3Server, Wire, operator::NAMESPACE};
+use support::{ACCESS_KEYS, Home, Image, Lent, Operator, S3Server, Wire, operator::NAMESPACE};
 use tidemark::api::{Backup, BackupState, ClusterBackupTarget};
 use watch::{Blocks, Tally, View, Watch, run, wait};
 
@@ -62,7 +62,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 /// The parts, in the order in which they must go: the operator before what it speaks to.
 struct Stage {
     operator: Operator,
-    plane: ControlPlane,
+    plane: Lent,
     wire: Wire,
     store: S3Server,
     home: std::sync::Arc<Home>,
@@ -122,7 +122,7 @@ async fn raise(options: &Options, screen: &mut Screen) -> Result<Stage, String> 
     store.create_bucket(BUCKET);
     let wire = Wire::new(store.address());
     let home = Home::with_room(4 * options.size);
-    let plane = ControlPlane::start().await;
+    let plane = Lent::for_good().await;
     let client = plane.client().await;
     let version = client.apiserver_version().await.map_err(|e| e.to_string())?;
     let (cut, server) = (wire.address(), store.address());

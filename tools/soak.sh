@@ -8,7 +8,8 @@ tools/with_parts.sh cargo test --no-run
 TIDEMARK_PARTS=$(cat target/parts)
 export TIDEMARK_PARTS TIDEMARK_SOAK=1
 if [ $# -eq 0 ]; then
-    cargo test --test store laws:: -- --nocapture
+    cargo test --test store -- laws:: damage:: longhorn::beside:: --nocapture
+    cargo test --test operator -- law_9_many_backups an_api_server_that_is_away --nocapture
     set -- soak_
 fi
 cargo test --no-fail-fast -- --ignored --nocapture --test-threads 1 "$@"

@@ -242,7 +242,10 @@ pub fn conditions(previous: &[Condition], claims: &[Claim], generation: Option<i
 
 fn one(previous: &[Condition], claim: &Claim, generation: Option<i64>, now: Timestamp) -> Condition {
     let unflipped = find(previous, claim.condition).filter(|was| was.status == claim.truth.as_str());
-    let message = match claim.message.char_indices().nth(MESSAGE_CHARS_MAX) {
+    // A text has no more characters than bytes: nearly every message is short, and its characters are not counted.
+    let is_short = claim.message.len() <= MESSAGE_CHARS_MAX;
+    let end = if is_short { None } else { claim.message.char_indices().nth(MESSAGE_CHARS_MAX) };
+    let message = match end {
         Some((end, _)) => format!("{}…", &claim.message[..end]),
         None => claim.message.clone(),
     };

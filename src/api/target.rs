@@ -25,6 +25,8 @@ use super::{common::DurationText, course::unobserved};
     shortname = "tmt",
     category = "tidemark",
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters"),
+    validation = Rule::new("self.spec.credentials.mode != 'AssumeRole' || (has(self.spec.credentials.roleArn) && self.spec.credentials.roleArn != '') || (has(self.spec.s3.endpoint) && self.spec.s3.endpoint != '')").message("credentials.mode: AssumeRole needs credentials.roleArn on AWS; only a server of its own (s3.endpoint), such as MinIO, may do without"),
+    validation = Rule::new("self.spec.credentials.mode != 'AssumeRole' || self.spec.s3.prefix.matches('^[A-Za-z0-9/!_.()=-]*$')").message("with credentials.mode: AssumeRole s3.prefix may have only letters, digits and /!_.()=-: a policy would see a pattern in others"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Can it take backups?"),
     printcolumn(name = "Bucket", type_ = "string", json_path = ".spec.s3.bucket", description = "The bucket"),
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.s3.region", description = "Its region"),
@@ -148,6 +150,7 @@ pub enum EncryptionAlgorithm {
 /// The keys to the bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.mode == 'AssumeRole' || ((!has(self.roleArn) || self.roleArn == '') && (!has(self.stsEndpoint) || self.stsEndpoint == ''))").message("roleArn and stsEndpoint go with mode: AssumeRole"))]
 pub struct CredentialsSpec {
     /// Name of a Secret in the operator's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. A Longhorn secret
     /// works unchanged; where spec and secret both say something, spec wins and a condition tells.
@@ -156,6 +159,16 @@ pub struct CredentialsSpec {
     /// Static: workers hold this key. AssumeRole: workers hold an hour's session for one volume's prefix.
     #[serde(default)]
     pub mode: CredentialsMode,
+    /// With mode AssumeRole, the role whose sessions workers hold. Empty: the server asks for none (MinIO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    #[x_kube(validation = Rule::new("self == '' || self.matches('^arn:[^ ]+$')").message("roleArn must be the ARN of a role, e.g. arn:aws:iam::123456789012:role/tidemark-worker"))]
+    pub role_arn: Option<String>,
+    /// With mode AssumeRole, URL of STS. Empty: the server of s3.endpoint, or AWS's of the region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new("self == '' || (isURL(self) && url(self).getScheme() in ['http','https'] && url(self).getHost() != '' && !self.contains('@') && !self.contains('?') && !self.contains('#'))").message("stsEndpoint must be a URL with http:// or https:// and no credentials or query, e.g. https://sts.example.com"))]
+    pub sts_endpoint: Option<String>,
 }
 
 /// What a worker holds.

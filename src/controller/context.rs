@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::{
     Client, Resource,
     runtime::{
@@ -29,6 +29,7 @@ use super::{
         lookup::Looked,
         probe::Prober,
         removal::RemovalEnd,
+        session::{Offer, Withheld},
         soundness::Soundness,
     },
     work::{
@@ -40,7 +41,6 @@ use super::{
 use crate::{
     api::{Backup, ClusterBackupTarget, Restore, target::Capabilities},
     metrics::Metrics,
-    model::Credentials,
 };
 
 /// Every request to the API server is given up after this: a connection that was silently dropped would hang for ever.
@@ -89,7 +89,9 @@ pub struct Context {
 pub struct Memory {
     pub ears: HashMap<AttemptRef, Ear>,
     /// Keys that a running worker was given.
-    pub offered: HashMap<AttemptRef, Credentials>,
+    pub offered: HashMap<AttemptRef, Offer>,
+    /// Attempts whose worker was given no session when it was last to have one.
+    pub withheld: HashMap<AttemptRef, Withheld>,
     /// Uids of objects that were over when this term began, and of which nothing was left. Each is used once.
     pub settled: HashSet<String>,
     /// Labels of namespaces, and when they were read.
@@ -105,6 +107,7 @@ impl Memory {
     pub fn forget(&mut self, lives: &HashSet<String>) {
         self.ears.retain(|attempt, _| lives.contains(attempt.uid()));
         self.offered.retain(|attempt, _| lives.contains(attempt.uid()));
+        self.withheld.retain(|attempt, _| lives.contains(attempt.uid()));
         self.admitted.retain(|uid| lives.contains(uid));
         self.settled.retain(|uid| lives.contains(uid));
         self.labels.retain(|_, (at, _)| at.elapsed() < LABELS_AGE_MAX);
@@ -173,8 +176,12 @@ impl Context {
     /// Publishes an event without waiting for it: an event that is lost loses nothing that status does not say.
     /// The action carries the attempt, so that the next failure for the same reason is a new event with its own text.
     pub fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, note: Note, action: String) {
+        self.publish_at(object.object_ref(&()), note, action);
+    }
+
+    /// The same, at an object that is only known by reference.
+    pub fn publish_at(&self, reference: ObjectReference, note: Note, action: String) {
         let recorder = self.recorder.clone();
-        let reference = object.object_ref(&());
         let event = Event {
             type_: match note.severity {
                 Severity::Normal => EventType::Normal,

@@ -3,7 +3,8 @@
 //!
 //! Claims are watched and not kept. With `WaitForFirstConsumer` a claim waits until the scheduler chose a node for the Pod
 //! that uses it. What cannot be made now is tried again; a Restore that a person deleted is not made again for the same
-//! claim until the claim changes or the operator starts anew.
+//! claim until the claim changes or the operator starts anew. Events of such a Restore are the claim's too: it is the claim
+//! that people look at.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,6 +25,7 @@ use super::{
     context::{ApiError, Context, bounded},
     error_chain,
     feed::{WAITING_MAX, lighten},
+    work::standing::{Note, Severity},
 };
 use crate::api::Restore;
 
@@ -86,6 +88,10 @@ async fn serve(context: &Context, claim: &PersistentVolumeClaim) -> Result<(), A
     match bounded(api.create(&params, &restore)).await {
         Ok(_) => {
             tracing::info!(restore = %restore.name_any(), namespace = ?claim.namespace(), "Claim is being populated");
+            let text =
+                format!("Restore {} fills this claim from Backup {}", restore.name_any(), restore.spec.backup_ref.name);
+            let note = Note { severity: Severity::Normal, reason: "Populating".into(), text };
+            context.publish(claim, note, "Populate".into());
             Ok(())
         }
         Err(ApiError::Api(kube::Error::Api(answer))) if answer.is_already_exists() => Ok(()),

@@ -32,6 +32,9 @@ reasons! {
     BucketMissing,
     WrongRegion,
     ClockSkew,
+    // A worker's session: it was not given, or it ended before the next one came.
+    SessionRefused,
+    SessionExpired,
     // The guard.
     LockHeld,
     GuardLost,
@@ -99,12 +102,14 @@ impl FailureReason {
             UploadFailed | UploadStalled | StoreUnavailable | Throttled | LockHeld | GuardLost | ScratchFailed => {
                 Retry::Yes
             }
+            // The next attempt is given a session of its own.
+            SessionExpired => Retry::Yes,
             WorkerNotHeard | WorkerNotStarted | RecordMismatch | DownloadStalled => Retry::Yes,
             // Under the same limit it ends the same way; once may have been a neighbour's doing.
             OutOfMemory => Retry::Once,
             WorkerNotCreated | Unschedulable | ImageMissing | VolumeNotAttached | SnapshotNotReady => Retry::Yes,
             WorkerCrashed | Superseded | Evicted | Preempted | NodeLost | PodDeleted => Retry::Free,
-            AccessDenied | BucketMissing | WrongRegion | ClockSkew => Retry::Rarely,
+            AccessDenied | BucketMissing | WrongRegion | ClockSkew | SessionRefused => Retry::Rarely,
             SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => {
                 Retry::Never
             }
@@ -120,10 +125,10 @@ impl FailureReason {
         match self {
             BadJobSpec => 64,
             AccessDenied | BucketMissing | WrongRegion | ClockSkew | VolumeNameInUse | BlockSizeMismatch => 65,
-            VolumeConfigMissing | RecordMismatch | RecordDamaged | BlockDamaged => 65,
+            VolumeConfigMissing | RecordMismatch | RecordDamaged | BlockDamaged | SessionRefused => 65,
             SourceReadFailed | SourceStalled | SourceChanged | SourceNotFound | SourceRefused | SnapshotLost => 66,
             TargetRefused | TargetWriteFailed | TargetStalled | SnapshotNotReady => 66,
-            UploadFailed | StoreUnavailable | Throttled => 67,
+            UploadFailed | StoreUnavailable | Throttled | SessionExpired => 67,
             UploadStalled | DownloadStalled | DeadlineExceeded => 68,
             LockHeld | GuardLost | Superseded => 69,
             ScratchFailed | WorkerCrashed | WorkerNotHeard | WorkerNotStarted | OutOfMemory | Bug => 70,

@@ -23,6 +23,19 @@ pub const DELETION_LOCK_AGE: Duration = Duration::from_secs(180);
 /// A backup's or restore's lock of less than this age stops a deletion: 150 s and twice the margin above.
 pub const BACKUP_LOCK_AGE: Duration = Duration::from_secs(210);
 
+// --- Sessions by STS.
+/// How long a worker's session is asked to live: the most that every role allows unless it says otherwise.
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(3600);
+/// A session is replaced when this part of its life is over: a kubelet shows a changed Secret within 2 min, and what is
+/// left is for an STS that is away.
+pub const SESSION_RENEWED_AFTER: u32 = 2;
+/// One question to STS: a store's answer has 30 s, and here an object of the cluster waits.
+pub const SESSION_DEADLINE: Duration = Duration::from_secs(10);
+/// Session policies longer than this are refused by AWS (API reference of AssumeRole: 2,048 characters).
+pub const SESSION_POLICY_BYTES_MAX: usize = 2048;
+/// An answer of STS: three credentials of at most 2 KB, and its own words.
+pub const SESSION_ANSWER_BYTES_MAX: usize = 64 * 1024;
+
 // --- Deletion.
 /// What is younger may still be somebody's, or a delayed request's: signatures are valid for 15 min, a lock for 150 s
 /// after it; together 17.5 min, rounded up.

@@ -277,7 +277,12 @@ impl Client {
             answer = self.retry(&request, &last, send) => return answer,
             ended = ends => ended,
         };
+        let last: Option<StoreError> = last.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (kind, seen) = match failed {
+            Ok(()) if last.as_ref().is_some_and(|last| last.kind == ErrorKind::Expired) => {
+                let after = self.shared.stall.after();
+                (ErrorKind::Expired, format!("the session ended, and no other came within {after:?}"))
+            }
             Ok(()) => {
                 let after = self.shared.stall.after();
                 (
@@ -287,8 +292,8 @@ impl Client {
             }
             Err(_) => (ErrorKind::Deadline, "the deadline of this attempt passed".to_owned()),
         };
-        let seen = match last.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(last) => format!("{seen}; the last answer to it: {last}"),
+        let seen = match last {
+            Some(last) => format!("{seen}; the last answer to it: {}", last.seen),
             None => seen,
         };
         Err(StoreError::new(kind, request.action, request.key, seen))
@@ -298,7 +303,7 @@ impl Client {
     async fn retry<'a, T>(
         &'a self,
         request: &Request<'a>,
-        last: &Mutex<Option<String>>,
+        last: &Mutex<Option<StoreError>>,
         send: impl Fn() -> Answer<'a, T>,
     ) -> Result<T, StoreError> {
         let first_sent = Instant::now();
@@ -313,7 +318,7 @@ impl Client {
                 }
                 Err(error) => error,
             };
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.seen.clone());
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
             match error.kind {
                 ErrorKind::Throttled => _ = self.shared.counts.throttled.fetch_add(1, Ordering::Relaxed),
                 ErrorKind::Expired | ErrorKind::Refused(FailureReason::AccessDenied) => {

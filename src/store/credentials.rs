@@ -78,6 +78,11 @@ impl Current {
         Ok(is_changed)
     }
 
+    /// Do they end by themselves, and open less than a key of one's own?
+    pub fn is_session(&self) -> bool {
+        self.now.read().unwrap_or_else(std::sync::PoisonError::into_inner).session_token.is_some()
+    }
+
     pub fn provider(&self) -> SharedCredentialsProvider {
         SharedCredentialsProvider::new(self.clone())
     }

@@ -55,7 +55,7 @@ impl StoreError {
             ErrorKind::Unavailable if self.action == "PUT" => FailureReason::UploadFailed,
             ErrorKind::Unavailable | ErrorKind::Precondition => FailureReason::StoreUnavailable,
             ErrorKind::Throttled => FailureReason::Throttled,
-            ErrorKind::Expired => FailureReason::AccessDenied,
+            ErrorKind::Expired => FailureReason::SessionExpired,
             ErrorKind::Refused(reason) => reason,
             ErrorKind::Stalled => FailureReason::UploadStalled,
             ErrorKind::Deadline => FailureReason::DeadlineExceeded,

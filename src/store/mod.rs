@@ -17,7 +17,8 @@
 //! * `deletion`  the lock that excludes backups and restores; `sweep` what no record names, `remove` one backup under it
 //! * `janitor`   what the dead left, and when it may go; `tombstone` what was deleted and may still arrive
 //! * `retry`, `stall`  when to send again, when to give up; `concurrency`, `pace`  how many at once, how fast
-//! * `trust`     whose word counts for the store's certificate
+//! * `trust`     whose word counts for the store's certificate; `connect` the way there
+//! * `session`   what a worker may do on one volume, as a policy; `sts` who is asked for such a session
 //! * `buffers`   memory that is paid for once; `scratch` tables too large for it
 
 pub mod adopt;
@@ -26,6 +27,7 @@ pub mod catalogue;
 pub mod client;
 pub mod codec;
 pub mod concurrency;
+mod connect;
 pub mod credentials;
 pub mod deletion;
 pub mod directory;
@@ -50,7 +52,9 @@ pub mod retry;
 pub mod s3;
 pub mod scratch;
 pub mod seal;
+pub mod session;
 pub mod stall;
+pub mod sts;
 pub mod survey;
 pub mod sweep;
 pub mod tombstone;

@@ -16,11 +16,9 @@ use aws_sdk_s3::{
     primitives::{ByteStream, DateTime, SdkBody},
     types::{Delete, ObjectIdentifier, ObjectStorageClass, ServerSideEncryption, StorageClass},
 };
-use aws_smithy_http_client::{Connector, proxy::ProxyConfig, tls};
 use aws_smithy_runtime_api::{
     box_error::BoxError,
     client::{
-        http::SharedHttpClient,
         interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
         orchestrator::{HttpRequest, HttpResponse},
         runtime_components::RuntimeComponents,
@@ -34,10 +32,10 @@ use md5::{Digest, Md5};
 
 use super::{
     buffers::Pool,
+    connect,
     credentials::{CredentialSource, Current},
     error::{ErrorKind, StoreError},
     objects::{Answer, Body, Entry, Fetched, Kept, Meta, Objects, Page, PutCondition, Range, Stored},
-    trust::Trust,
 };
 use crate::model::{FailureReason, job::S3Location, limits};
 
@@ -94,6 +92,7 @@ impl S3 {
             Ok(reply) => reply,
             Err(error) if is_code(&error, &["NoSuchKey"]) => return Ok(None),
             Err(error) if status(&error) == Some(416) => return self.beyond_the_end(key, range, &error).await,
+            Err(error) if status(&error) == Some(403) && self.is_absent(key).await => return Ok(None),
             Err(error) => return Err(classify("GET", key, &error)),
         };
         let whole = reply.content_range().and_then(|r| r.rsplit('/').next()).and_then(|n| n.parse().ok());
@@ -137,8 +136,19 @@ impl S3 {
                 modified: reply.last_modified.as_ref().and_then(timestamp),
             })),
             Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) if status(&error) == Some(403) && self.is_absent(key).await => Ok(None),
             Err(error) => Err(classify("HEAD", key, &error)),
         }
+    }
+
+    /// A session may list one folder, and S3 answers 403 for what is not there to whom it would not show the whole bucket:
+    /// only a listing can tell that from a refusal. One that fails, or is not whole, tells nothing: the 403 stays.
+    async fn is_absent(&self, key: &str) -> bool {
+        if !self.credentials.is_session() {
+            return false;
+        }
+        let page = self.send_list(key, None).await;
+        page.is_ok_and(|page| page.entries.first().is_none_or(|first| first.key != key))
     }
 
     async fn send_list(&self, prefix: &str, token: Option<String>) -> Result<Page, StoreError> {
@@ -317,7 +327,7 @@ fn add_content_md5(request: &mut HttpRequest) {
 }
 
 fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3::Config, StoreError> {
-    let http = http_client(location, tls_context(location)?)?;
+    let http = connect::http_client(location)?;
     let mut config = aws_sdk_s3::Config::builder();
     config.set_endpoint_url(location.endpoint.clone());
     Ok(config
@@ -333,39 +343,6 @@ fn configure(location: &S3Location, credentials: &Current) -> Result<aws_sdk_s3:
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .build())
-}
-
-/// What the SDK is given was looked at before: it panics on certificates that it cannot read, and where there are none.
-fn tls_context(location: &S3Location) -> Result<tls::TlsContext, StoreError> {
-    let trust = Trust::of(location)?;
-    let mut roots = tls::TrustStore::empty().with_native_roots(trust.is_system_trusted);
-    if let Some(pem) = trust.bundle {
-        roots = roots.with_pem_certificate(pem.as_bytes());
-    }
-    tls::TlsContext::builder().with_trust_store(roots).build().map_err(|error| {
-        StoreError::new(ErrorKind::Unavailable, "OPEN", &location.bucket, format!("TLS cannot be set up: {error}"))
-    })
-}
-
-/// Straight to the store, or by the target's proxy: never by one that only the environment names.
-fn http_client(location: &S3Location, context: tls::TlsContext) -> Result<SharedHttpClient, StoreError> {
-    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
-    let builder = aws_smithy_http_client::Builder::new();
-    let Some(proxy) = &location.proxy else {
-        return Ok(builder.tls_provider(provider).tls_context(context).build_https());
-    };
-    let by = ProxyConfig::all(proxy.url.as_str()).map_err(|_| {
-        // Without the cause: it may quote the URL, and with it a password.
-        let seen = "the proxy's URL cannot be used; correct HTTPS_PROXY or HTTP_PROXY";
-        StoreError::new(ErrorKind::Refused(FailureReason::AccessDenied), "OPEN", &location.bucket, seen)
-    })?;
-    let by = by.no_proxy(proxy.except.clone().unwrap_or_default());
-    Ok(builder.build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder().proxy_config(by.clone());
-        connector.set_connector_settings(settings.cloned());
-        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
-        connector.tls_provider(provider.clone()).tls_context(context.clone()).build()
-    }))
 }
 
 fn stream(body: Body) -> std::io::Result<ByteStream> {
@@ -442,7 +419,7 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
             (ErrorKind::Throttled, "")
         }
         ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => {
-            (ErrorKind::Expired, "; renew the session in the secret")
+            (ErrorKind::Expired, "; the session ended: renew it in the secret")
         }
         ("NoSuchBucket", _) => (ErrorKind::Refused(BucketMissing), "; create the bucket or correct its name"),
         ("PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _)

@@ -72,7 +72,7 @@ pub fn full_target_spec() -> Value {
             "bucket": "backups", "prefix": "prod/", "region": "eu-central-1", "endpoint": "", "forcePathStyle": false,
             "caBundle": "", "storageClass": "", "serverSideEncryption": {"algorithm": "", "kmsKeyID": ""},
         },
-        "credentials": {"secretName": "s3-primary", "mode": "Static"},
+        "credentials": {"secretName": "s3-primary", "mode": "Static", "roleArn": "", "stsEndpoint": ""},
         "allowedNamespaces": {"from": "Names", "names": ["shop", "erp"]},
         "imports": {"discover": "None", "anyOwnerNamespaces": []},
         "sharedWithClusters": false,
@@ -232,6 +232,11 @@ pub fn bad_targets() -> Vec<Bad> {
     let path = "prefix must be a plain path such as prod/";
     let endpoint = "endpoint must be a URL with http:// or https://";
     let names = "names goes with from: Names";
+    let role = "arn:aws:iam::123456789012:role/tidemark-worker";
+    let session = |mut part: Value| {
+        part["mode"] = part.get("mode").cloned().unwrap_or(json!("AssumeRole"));
+        spec(json!({"credentials": part}))
+    };
     let selector = "selector goes with from: Selector";
     vec![
         bad(json!({"metadata": {"name": "x".repeat(64)}}), Rule, "metadata.name must be at most 63 characters"),
@@ -260,6 +265,19 @@ pub fn bad_targets() -> Vec<Bad> {
             "kmsKeyID needs algorithm: aws:kms",
         ),
         bad(spec(json!({"credentials": {"secretName": ""}})), Schema, "spec.credentials.secretName"),
+        bad(session(json!({})), Rule, "AssumeRole needs credentials.roleArn on AWS"),
+        bad(session(json!({"roleArn": "tidemark"})), Rule, "roleArn must be the ARN of a role"),
+        bad(session(json!({"roleArn": role, "stsEndpoint": "sts"})), Rule, "stsEndpoint must be a URL with http"),
+        bad(
+            spec(json!({"credentials": {"mode": "AssumeRole", "roleArn": role}, "s3": {"prefix": "a*/"}})),
+            Rule,
+            "a policy would see a pattern",
+        ),
+        bad(
+            session(json!({"mode": "Static", "roleArn": role})),
+            Rule,
+            "roleArn and stsEndpoint go with mode: AssumeRole",
+        ),
         bad(spec(json!({"allowedNamespaces": null})), Schema, "spec.allowedNamespaces"),
         bad(
             allowed(json!({"from": "Everybody"})),

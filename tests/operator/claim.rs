@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::support::{
-    ControlPlane, eventually,
+    Lent, eventually,
     storage::{DRIVER, Storage},
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -29,13 +29,13 @@ use tidemark::controller::{
 };
 
 const OPERATOR: &str = "tidemark";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const CLASSES: [&str; 4] = ["delete", "retain", "delete-late", "retain-late"];
 
 struct World {
     client: Client,
     storage: Storage,
-    _plane: ControlPlane,
+    _plane: Lent,
 }
 
 /// How far it went.
@@ -49,7 +49,7 @@ enum Reached {
 
 impl World {
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let storage = Storage::start(&plane).await;
         let mut manifests = String::new();
         for namespace in ["shop", OPERATOR] {

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use tidemark::api::{BackupState, RestoreState};
 
 use crate::{
-    support::{Fault, Kind, Operator, Rule, locked},
-    world::{World, acknowledged, hold_after, hold_downloads_after},
+    support::{Fault, Kind, Operator, Rule, eventually, locked},
+    world::{PATIENCE, World, acknowledged, hold_after, hold_downloads_after},
 };
 
 const KINDS: [&str; 3] = ["Backup", "Restore", "ClusterBackupTarget"];
@@ -194,8 +194,7 @@ async fn live_through_every_state(world: &World, operator: &Operator) {
     world.until(operator, "queued", "cancelled", state(BackupState::Cancelled)).await;
     assert_eq!(world.home.kill_workers(), 1);
     world.until(operator, "done", "failed, with a retry", |s| s.next_retry_time.is_some()).await;
-    world.s3.heal();
-    world.s3.fault(Rule::new(Fault::Hold).on(Kind::PutOther).key("/backups/backup_backup-"));
+    world.s3.heal_into(Rule::new(Fault::Hold).on(Kind::PutOther).key("/backups/backup_backup-"));
     world.until(operator, "done", "writing its record", state(BackupState::Committing)).await;
     world.s3.heal();
     world.completed(operator, "done").await;
@@ -227,8 +226,18 @@ async fn every_state_is_judged_by_kstatus_flux_and_argo_as_the_page_says() {
     for (name, wanted) in [("done", "Ready"), ("refused", "Stalled"), ("queued", "Stalled")] {
         let wanted = format!("--for=condition={wanted}");
         let namespace = crate::support::operator::NAMESPACE;
-        world.plane.kubectl(&["wait", &format!("tmb/{name}"), "-n", namespace, &wanted, "--timeout=5s"]).await;
+        world.plane.kubectl(&["wait", &format!("tmb/{name}"), "-n", namespace, &wanted, "--timeout=60s"]).await;
     }
+    // The last that happens; the watch may be behind.
+    let was_deleted = |(kind, object): &(&str, Value)| {
+        let metadata = &object["metadata"];
+        *kind == "Backup" && metadata["name"] == "deleted" && !metadata["deletionTimestamp"].is_null()
+    };
+    eventually("the watch saw the end", PATIENCE, || async {
+        let shown = locked(&shown.0);
+        if shown.iter().any(was_deleted) { Ok(()) } else { Err(format!("{} objects", shown.len())) }
+    })
+    .await;
     watches.iter().for_each(tokio::task::JoinHandle::abort);
     let shown = std::mem::take(&mut *locked(&shown.0));
     let (flux, argo) = (from_the_page("Kustomization"), from_the_page("ConfigMap"));

@@ -20,6 +20,7 @@ mod restore;
 mod restore_job;
 mod runner;
 mod scale;
+mod sessions;
 mod snapshot;
 mod storage_selftest;
 mod support_selftest;

@@ -6,8 +6,11 @@ use crate::world::{
     PATIENCE, hold_downloads_after, restored,
     shop::{BLOCK, BLOCKS, IMAGE, Shop},
 };
-use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::{Api, ResourceExt, api::DeleteParams};
+use k8s_openapi::api::{core::v1::PersistentVolume, events::v1::Event};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use serde_json::json;
 use tidemark::api::RestoreState;
 
@@ -56,6 +59,19 @@ async fn law_4_a_claim_that_names_a_backup_is_populated_equal() {
     shop.backup("pg-1", json!({})).await;
     shop.completed("pg-1").await;
     let mut kept = vec![populated(&shop, "at-once", &at_once).await];
+    // Who waits for the claim looks at the claim.
+    eventually("Events at the claim", PATIENCE, || async {
+        let events = Api::<Event>::namespaced(shop.world.client.clone(), "shop");
+        let events = events.list(&ListParams::default()).await.expect("listed");
+        let at_claim =
+            events.into_iter().filter(|e| e.regarding.as_ref().is_some_and(|o| o.name.as_deref() == Some("at-once")));
+        let told: Vec<_> = at_claim.filter_map(|e| e.reason).collect();
+        match ["Populating", "WaitingForBackup", "Completed"].iter().all(|reason| told.iter().any(|t| t == reason)) {
+            true => Ok(()),
+            false => Err(format!("{told:?}")),
+        }
+    })
+    .await;
 
     // Nobody uses it yet; then a Pod is scheduled, and the volume is where the Pod will be.
     let late = ask(&shop, "waits", "late", "pg-1").await;

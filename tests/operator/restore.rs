@@ -8,7 +8,7 @@ use crate::support::{
     image::difference,
     operator::{NAMESPACE, Operator},
 };
-use crate::world::{self, BUCKET, PATIENCE, World, hold_downloads_after, metric, restored};
+use crate::world::{self, BUCKET, PATIENCE, World, hold_downloads_after, hold_downloads_again_after, metric, restored};
 use kube::{Api, api::Patch, api::PatchParams};
 use serde_json::json;
 use tidemark::api::{ClusterBackupTarget, Restore, RestoreState, RestoreStatus};
@@ -92,7 +92,7 @@ async fn law_4_a_restore_gives_the_volume_back_and_its_conditions_say_so() {
         if (completed, blocks) == (Some(3.0), Some(4.0)) { Ok(()) } else { Err(format!("{completed:?} {blocks:?}")) }
     })
     .await;
-    world.plane.kubectl(&["delete", "restores.tidemark.dev", "--all", "-n", NAMESPACE, "--timeout=30s"]).await;
+    world.plane.kubectl(&["delete", "restores.tidemark.dev", "--all", "-n", NAMESPACE, "--timeout=120s"]).await;
     assert_eq!(difference(image.path(), &volumes.join("out.img")), None, "deleting a Restore deletes no data");
     world.end(&[&operator]).await;
 }
@@ -112,8 +112,7 @@ async fn law_6_a_restore_goes_on_after_its_operator_and_its_worker_were_killed()
     assert_eq!(worker.len(), 1, "{}", first.tail());
     first.kill();
     let second = Operator::start_in(&world.plane, world.home.clone(), &[]);
-    world.s3.heal();
-    hold_downloads_after(&world.s3, 4);
+    hold_downloads_again_after(&world.s3, 4);
     let before = world.until_restore(&second, "back", "further", |s| restored(s) >= 8).await;
     assert_eq!(world.home.workers(), worker, "the same process still runs");
     assert_eq!(before.attempt.as_ref().map(|a| a.number), Some(1), "{before:#?}");

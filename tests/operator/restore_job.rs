@@ -88,7 +88,7 @@ async fn law_4_a_new_claim_is_filled_equal_bound_and_the_users_alone() {
     let kept = [volume, other];
     shop.nothing_is_left_but(&kept).await;
     for name in ["block", "files-back"] {
-        shop.world.plane.kubectl(&["delete", "tmr", name, "-n", "shop", "--timeout=30s"]).await;
+        shop.world.plane.kubectl(&["delete", "tmr", name, "-n", "shop", "--timeout=120s"]).await;
         bound(&shop, name).await;
     }
     shop.nothing_is_left_but(&kept).await;
@@ -111,8 +111,8 @@ async fn law_6_a_claim_is_filled_after_its_worker_and_its_operator_were_killed()
     shop.operator.kill();
     shop.world.s3.heal();
     let config = restricted(&shop.world).await;
-    shop.operator =
-        Operator::start_as(&config, shop.world.home.clone(), &["--workers=job", "--worker-image=tidemark:test"]);
+    let (plane, home) = (&shop.world.plane, shop.world.home.clone());
+    shop.operator = Operator::start_as(plane, &config, home, &["--workers=job", "--worker-image=tidemark:test"]);
     let volume = shop.restored("back").await;
     let status = shop.restores().get("back").await.expect("there").status.expect("told");
     assert_eq!(status.attempt.as_ref().map(|a| a.number), Some(2), "{status:#?}");

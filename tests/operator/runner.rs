@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::support::{
-    self, ControlPlane, Image, TempDir, eventually,
+    self, Image, Lent, TempDir, eventually,
     node::{Node, Plays},
 };
 use kube::Client;
@@ -20,7 +20,7 @@ use tidemark::{
     model::{Credentials, FailureReason, JobSpec, Outcome, Report, ReportKey, StoreLocation},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A runner, and how to do to its workers what it would not.
 struct Machine {
@@ -30,7 +30,7 @@ struct Machine {
     /// `kill -9` of all workers.
     kill: Box<dyn Fn()>,
     directory: TempDir,
-    _plane: Option<(ControlPlane, Arc<Node>)>,
+    _plane: Option<(Lent, Arc<Node>)>,
 }
 
 impl Machine {
@@ -60,9 +60,9 @@ impl Machine {
     }
 
     async fn of_jobs() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let client = plane.client().await;
-        let node = Arc::new(Node::start(client.clone(), "default", Plays::Everything));
+        let node = Arc::new(Node::start(&plane, client.clone(), "default", Plays::Everything));
         let open = move || Arc::new(open(client.clone())) as Arc<dyn Runner>;
         let killed = node.clone();
         Self {

@@ -109,7 +109,7 @@ async fn until_metric(operator: &Operator, name: &str, wanted: impl Fn(f64) -> b
 async fn start(world: &World, user: &str, flags: &[&str]) -> Operator {
     let kubeconfig = world.plane.kubeconfig_as(user, &["system:masters"]);
     let began = Instant::now();
-    let operator = Operator::start_as(&kubeconfig, world.home.clone(), flags);
+    let operator = Operator::start_as(&world.plane, &kubeconfig, world.home.clone(), flags);
     until_metric(&operator, "tidemark_backups{state=\"Completed\"}", |n| n as usize >= FINISHED).await;
     println!("{user}: the caches were full after {:.1?}", began.elapsed());
     until_metric(&operator, "tidemark_reconcile_seconds_count{kind=\"Backup\"}", |n| n as usize >= FINISHED).await;
@@ -188,7 +188,7 @@ async fn ten_as_jobs(world: &World, operator: &Operator, user: &str) {
     const JOBS: usize = 10;
     let storage = Storage::start(&world.plane).await;
     storage.size(64 * 2 * MIB);
-    let node = Node::start(world.client.clone(), NAMESPACE, Plays::Everything);
+    let node = Node::start(&world.plane, world.client.clone(), NAMESPACE, Plays::Everything);
     world
         .plane
         .apply(&format!(

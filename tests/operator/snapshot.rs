@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::support::{
-    ControlPlane, eventually,
+    ControlPlane, Lent, eventually,
     storage::{DRIVER, Held, Storage},
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -29,10 +29,10 @@ use tidemark::{
 };
 
 const OPERATOR: &str = "tidemark";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct World {
-    plane: ControlPlane,
+    plane: Lent,
     client: Client,
     storage: Storage,
     settings: ExposureSettings,
@@ -43,7 +43,7 @@ const CLASSES: [&str; 2] = ["delete", "retain"];
 
 impl World {
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let storage = Storage::start(&plane).await;
         let mut manifests = String::new();
         for namespace in ["shop", "erp", OPERATOR] {

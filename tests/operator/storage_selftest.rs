@@ -6,7 +6,7 @@
 use std::{path::Path, time::Duration};
 
 use crate::support::{
-    ControlPlane, eventually,
+    Lent, eventually,
     node::{NODE, Node, Plays},
     storage::{DRIVER, Storage, TOPOLOGY},
 };
@@ -17,13 +17,13 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const BYTES: u64 = 3 << 20;
 /// More steps than anything here takes.
 const ROUNDS: u64 = 6;
 
 struct Stage {
-    _plane: ControlPlane,
+    _plane: Lent,
     client: Client,
     storage: Storage,
     node: Node,
@@ -31,7 +31,7 @@ struct Stage {
 
 impl Stage {
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let storage = Storage::start(&plane).await;
         let mut manifests = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n".to_owned();
         for (name, policy, mode) in [
@@ -45,7 +45,7 @@ impl Stage {
         }
         plane.apply(&manifests).await;
         let client = plane.client().await;
-        let node = Node::start(client.clone(), "shop", Plays::Everything);
+        let node = Node::start(&plane, client.clone(), "shop", Plays::Everything);
         node.uses(&storage);
         Self { _plane: plane, client, storage, node }
     }

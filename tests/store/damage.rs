@@ -2,16 +2,9 @@
 //! on a directory and behind a real S3 server. After each: a verification names it (or the table says why it cannot),
 //! a restore is right or complains precisely, and the next backup repairs, refuses with the cure, or does without.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::support::{self, Block, Image, S3Server, decorators::Fate, decorators::Judged, image::difference, job};
+use crate::support::{self, Block, Image, S3Server, decorators::holding_blocks, image::difference, job};
 use futures::{StreamExt, stream};
 use tidemark::{
     model::{AttemptId, BackupName, BlockName, JobSpec, VolumeName, job::Mode},
@@ -175,16 +168,12 @@ impl Template {
     }
 }
 
-/// An attempt that is cancelled when two blocks are acknowledged, all others being on their way for as long as it lives: it
-/// leaves a marker and a journal.
+/// An attempt that is cancelled when two blocks are acknowledged and all others on their way: it leaves a marker and a
+/// journal.
 async fn cut_off(spec: JobSpec, objects: Arc<dyn Objects>) {
     let cancel = CancellationToken::new();
     let stop = cancel.clone();
-    let sent = AtomicU64::new(0);
-    let held = Judged::new(objects, move |call| match call.is_block_put() && sent.fetch_add(1, SeqCst) >= 2 {
-        true => Fate::Delay(Duration::from_secs(3600)),
-        false => Fate::Perform,
-    });
+    let held = holding_blocks(objects, 2, CancellationToken::new());
     let ran = job::run_watched(spec, held, cancel, move |report| {
         if report.backup().acknowledged_blocks == 2 {
             stop.cancel();
@@ -228,7 +217,7 @@ impl World<'_> {
     }
 
     fn client(&self) -> Client {
-        Client::new(self.objects.clone(), Duration::from_secs(60), Duration::from_secs(600))
+        Client::new(self.objects.clone(), Duration::from_secs(300), Duration::from_secs(600))
     }
 
     async fn verify(&self, depth: Depth) -> Verified {

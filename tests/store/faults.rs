@@ -3,8 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{self, Block, Fault, Image, Kind, Rule, S3Server, Wire, job};
-use tidemark::model::{FailureReason, JobSpec, Outcome};
+use crate::support::{self, Block, Fault, Image, Kind, Rule, S3Server, Wire, busy, job};
+use tidemark::model::{
+    FailureReason, JobSpec, Outcome,
+    limits::{LOCK_REFRESH, SEGMENT_INTERVAL_MIN},
+};
 
 const BLOCKS: usize = 16;
 
@@ -45,7 +48,9 @@ async fn law_5_total_packet_loss_shows_within_the_stall_deadline_and_law_6_heals
     let folder = support::scratch("loss");
     let image = image(&folder);
     let objects = job::s3_at(&wire.endpoint());
-    let spec = with_stall(job::job(image.path(), "uid", 1), 5);
+    let mut spec = with_stall(job::job(image.path(), "uid", 1), 8);
+    // Two at once: eight would share the slow wire so evenly that none arrives long before the stall deadline.
+    spec.limits.concurrency = Some(2);
     wire.slow(4 << 20);
     let mut cut_at = None;
     let ran = job::run_watched(spec, objects.clone(), tokio_util::sync::CancellationToken::new(), |report| {
@@ -59,8 +64,8 @@ async fn law_5_total_packet_loss_shows_within_the_stall_deadline_and_law_6_heals
     let last = ran.await.last;
     let took = cut_at.expect("the wire was cut").elapsed();
     assert_eq!(last.failure.as_ref().map(|f| f.reason), Some(FailureReason::UploadStalled), "{last:?}");
-    assert!(took <= Duration::from_secs(10), "stall of 5 s + 5 s: {took:?}");
-    assert!(last.failure.is_some_and(|f| f.message.contains("5s")));
+    assert!(took <= Duration::from_secs(13) + busy(), "stall of 8 s + 5 s: {took:?}");
+    assert!(last.failure.is_some_and(|f| f.message.contains("8s")));
     let acknowledged = last.counters.backup().acknowledged_blocks;
     assert!((3..BLOCKS as u64).contains(&acknowledged));
 
@@ -81,12 +86,16 @@ async fn law_5_a_silent_server_shows_within_the_stall_deadline() {
     let folder = support::scratch("silent");
     let image = image(&folder);
     server.fault(Rule::new(Fault::HangForever).on(Kind::PutBlock).after(4));
-    let ran = job::run(with_stall(job::job(image.path(), "uid", 1), 5), objects).await;
+    let ran = job::run(with_stall(job::job(image.path(), "uid", 1), 8), objects).await;
     let (progress, ended) = (ran.last.backup(), job::now());
     let reason = ran.last.failure.map(|f| f.reason);
     assert_eq!((reason, progress.acknowledged_blocks), (Some(FailureReason::UploadStalled), 4));
     let silence = ended.duration_since(progress.last_acknowledged_time.expect("four were acknowledged"));
-    assert!(silence.as_millis() <= 10_000, "stall of 5 s + 5 s, counted from the last acknowledgement: {silence:?}");
+    let silence = silence.unsigned_abs();
+    assert!(
+        silence <= Duration::from_secs(13) + busy(),
+        "stall of 8 s + 5 s, from the last acknowledgement: {silence:?}"
+    );
 }
 
 #[tokio::test]
@@ -97,13 +106,13 @@ async fn law_5_a_refusal_shows_within_five_seconds() {
     let no_bucket = job::s3_at(&server.endpoint());
     let failed = fail(job::job(image.path(), "uid", 1), no_bucket).await;
     assert_eq!((failed.reason, failed.acknowledged), (FailureReason::BucketMissing, 0));
-    assert!(failed.took <= Duration::from_secs(5), "{:?}", failed.took);
+    assert!(failed.took <= Duration::from_secs(5) + busy(), "{:?}", failed.took);
 
     server.create_bucket("backups");
     server.revoke(support::ACCESS_KEYS[0].0);
     let failed = fail(job::job(image.path(), "uid", 2), job::s3(&server)).await;
     assert_eq!((failed.reason, failed.acknowledged), (FailureReason::AccessDenied, 0));
-    assert!(failed.took <= Duration::from_secs(5), "{:?}", failed.took);
+    assert!(failed.took <= Duration::from_secs(5) + busy(), "{:?}", failed.took);
 }
 
 #[tokio::test]
@@ -112,26 +121,27 @@ async fn law_5_a_key_revoked_in_mid_upload_shows_within_five_seconds() {
     let objects = job::s3(&server);
     let folder = support::scratch("revoked");
     let image = image(&folder);
+    // The third and later blocks wait for the key to be revoked.
+    server.fault(Rule::new(Fault::Hold).on(Kind::PutBlock).after(2));
     let mut revoked_at = None;
     let ran = job::run_watched(
         job::job(image.path(), "uid", 1),
         objects,
         tokio_util::sync::CancellationToken::new(),
         |report| {
-            if report.backup().acknowledged_blocks >= 2 && revoked_at.is_none() {
+            if report.backup().acknowledged_blocks == 2 && revoked_at.is_none() {
                 server.revoke(support::ACCESS_KEYS[0].0);
+                server.heal();
                 revoked_at = Some(Instant::now());
             }
         },
     );
     let last = ran.await.last;
     let took = revoked_at.expect("revoked").elapsed();
-    if last.outcome == Some(Outcome::Failed) {
-        assert_eq!(last.failure.map(|f| f.reason), Some(FailureReason::AccessDenied));
-        assert!(took <= Duration::from_secs(8), "5 s and the order of ending: {took:?}");
-    } else {
-        panic!("a revoked key went on: {last:?}");
-    }
+    assert_eq!(last.outcome, Some(Outcome::Failed), "a revoked key went on: {last:?}");
+    assert_eq!(last.failure.as_ref().map(|f| f.reason), Some(FailureReason::AccessDenied), "{last:?}");
+    assert_eq!(last.backup().acknowledged_blocks, 2, "{last:?}");
+    assert!(took <= Duration::from_secs(8) + busy(), "5 s and the order of ending: {took:?}");
 }
 
 #[tokio::test]
@@ -155,11 +165,12 @@ async fn passing_faults_are_healed_within_the_attempt() {
         let server = S3Server::start();
         let objects = job::s3(&server);
         let folder = support::scratch("passing");
-        let image = image(&folder);
+        let blocks = [0, 1, 2, 3, 4, 5, 6, 7].map(Block::Random);
+        let image = Image::of(&folder.path().join("image"), &blocks);
         server.fault(rule);
         let ran = job::run(job::job(image.path(), "uid", 1), objects.clone()).await;
         assert!(ran.completed(), "{what}: {:?}", ran.last);
-        assert_eq!(ran.last.backup().acknowledged_blocks, BLOCKS as u64, "{what}");
+        assert_eq!(ran.last.backup().acknowledged_blocks, blocks.len() as u64, "{what}");
         server.heal();
         assert_eq!(job::compare(&objects, "pvc-test", &ran.record(), image.path()).await, None, "{what}");
     });
@@ -199,13 +210,14 @@ async fn law_5_a_bandwidth_limit_is_no_stall() {
     let server = S3Server::start();
     let objects = job::s3(&server);
     let folder = support::scratch("limit");
-    let image = image(&folder);
-    let mut spec = with_stall(job::job(image.path(), "uid", 1), 2);
-    spec.limits.max_bytes_per_second = Some(8 << 20);
+    let image = Image::of(&folder.path().join("image"), &[Block::Random(0), Block::Random(1)]);
+    // The second block has to wait for eight seconds, longer than the stall deadline.
+    let mut spec = with_stall(job::job(image.path(), "uid", 1), 6);
+    spec.limits.max_bytes_per_second = Some(256 << 10);
     let began = Instant::now();
     let ran = job::run(spec, objects).await;
     assert!(ran.completed(), "{:?}", ran.last);
-    assert!(began.elapsed() >= Duration::from_millis(3700), "32 MiB at 8 MiB/s: {:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(7600), "2 MiB at 256 KiB/s: {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -221,12 +233,19 @@ async fn an_unchanged_volume_of_2000_blocks_costs_at_most_30_requests() {
     let first = job::run(job::job(image.path(), "first", 1), objects.clone()).await;
     assert!(first.completed(), "{:?}", first.last);
     server.forget_requests();
+    let began = Instant::now();
     let second = job::run(job::job(image.path(), "second", 1), objects).await;
+    let took = began.elapsed();
     assert!(second.completed(), "{:?}", second.last);
     let counts = server.counts();
     assert_eq!(counts.get(&Kind::PutBlock), None, "{counts:?}");
     assert!(counts.get(&Kind::Head).is_none_or(|n| *n <= 3), "{counts:?}");
     let sum: usize = counts.values().sum();
-    assert!(sum <= 30, "{sum}: {counts:?}");
+    // Of them two of the lock and one of the journal; how many more of those there are is a matter of time.
+    let is_timed = |key: &str| key.contains("/locks/lock-") || key.ends_with(".jnl");
+    let timed = server.requests().iter().filter(|r| r.kind == Kind::PutOther && is_timed(&r.key)).count();
+    let seconds = took.as_secs();
+    let due = 3 + seconds / SEGMENT_INTERVAL_MIN.as_secs() + seconds / LOCK_REFRESH.as_secs();
+    assert!(sum - timed <= 27 && timed as u64 <= due, "{sum}, {timed} of them timed, in {took:?}: {counts:?}");
     println!("unchanged incremental of 2000 blocks: {sum} requests, {counts:?}");
 }

@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use crate::support::{
     self, Block, Image,
-    decorators::{Fate, HoldsBack, Judged, Late, REFUSED, chaotic},
+    decorators::{Fate, HoldsBack, Judged, Late, REFUSED, chaotic, holding_blocks},
     job,
 };
 use tidemark::{
@@ -247,19 +247,16 @@ async fn law_6_an_attempt_that_ended_in_order_is_resumed_without_reading_again()
     let plain = job::directory(store.path());
     let cancel = CancellationToken::new();
     let stop = cancel.clone();
-    let slow = Judged::new(plain.clone(), |call| match call.is_block_put() {
-        true => Fate::Delay(Duration::from_millis(30)),
-        false => Fate::Perform,
-    });
-    let first = job::run_watched(job::job(image.path(), "uid", 1), slow, cancel, move |report| {
-        if report.backup().acknowledged_blocks >= 10 {
+    let held = holding_blocks(plain.clone(), 10, CancellationToken::new());
+    let first = job::run_watched(job::job(image.path(), "uid", 1), held, cancel, move |report| {
+        if report.backup().acknowledged_blocks == 10 {
             stop.cancel();
         }
     });
     let first = first.await.last;
     assert_eq!(first.outcome, Some(Outcome::Cancelled), "{first:?}");
     let acknowledged = first.backup().acknowledged_blocks;
-    assert!((10..30).contains(&acknowledged), "{first:?}");
+    assert_eq!(acknowledged, 10, "{first:?}");
     let counting = Judged::new(plain.clone(), |_| Fate::Perform);
     let second = job::run(job::job(image.path(), "uid", 2), counting.clone()).await;
     let progress = second.last.backup();
@@ -280,16 +277,13 @@ async fn law_6_a_new_point_in_time_is_never_mixed_with_the_old() {
     let plain = job::directory(store.path());
     let cancel = CancellationToken::new();
     let stop = cancel.clone();
-    let slow = Judged::new(plain.clone(), |call| match call.is_block_put() {
-        true => Fate::Delay(Duration::from_millis(50)),
-        false => Fate::Perform,
-    });
-    let first = job::run_watched(job::job(image.path(), "uid", 1), slow, cancel, move |report| {
-        if report.backup().acknowledged_blocks >= 4 {
+    let held = holding_blocks(plain.clone(), 4, CancellationToken::new());
+    let first = job::run_watched(job::job(image.path(), "uid", 1), held, cancel, move |report| {
+        if report.backup().acknowledged_blocks == 4 {
             stop.cancel();
         }
     });
-    assert!(first.await.last.backup().acknowledged_blocks >= 4);
+    assert_eq!(first.await.last.backup().acknowledged_blocks, 4);
     for index in [0, 1, 2, 7] {
         image.write(index, Block::Text(1000 + index as u64));
     }
@@ -303,15 +297,12 @@ async fn law_4_a_source_written_while_it_is_read_is_no_backup() {
     let folder = support::scratch("torn");
     let image = image(folder.path(), 12);
     let store = support::scratch("store");
-    let slow = Judged::new(job::directory(store.path()), |call| match call.is_block_put() {
-        true => Fate::Delay(Duration::from_millis(20)),
-        false => Fate::Perform,
-    });
-    let mut is_written = false;
-    let ran = job::run_watched(job::job(image.path(), "uid", 1), slow, CancellationToken::new(), |report| {
-        if report.backup().acknowledged_blocks >= 3 && !is_written {
-            is_written = true;
+    let gate = CancellationToken::new();
+    let held = holding_blocks(job::directory(store.path()), 3, gate.clone());
+    let ran = job::run_watched(job::job(image.path(), "uid", 1), held, CancellationToken::new(), |report| {
+        if report.backup().acknowledged_blocks == 3 && !gate.is_cancelled() {
             image.write(0, Block::Text(77));
+            gate.cancel();
         }
     });
     let last = ran.await.last;
@@ -324,12 +315,12 @@ async fn law_8_a_marker_that_vanishes_ends_the_attempt_before_it_seals() {
     let image = image(folder.path(), 12);
     let store = support::scratch("store");
     let path = store.path().to_owned();
-    let objects = Judged::new(job::directory(store.path()), |_| Fate::Perform);
-    let mut is_removed = false;
+    let gate = CancellationToken::new();
+    let objects = holding_blocks(job::directory(store.path()), 3, gate.clone());
     let ran = job::run_watched(job::job(image.path(), "uid", 1), objects.clone(), CancellationToken::new(), |report| {
-        if report.backup().acknowledged_blocks >= 3 && !is_removed {
-            is_removed = true;
+        if report.backup().acknowledged_blocks == 3 && !gate.is_cancelled() {
             std::fs::remove_dir_all(record_folder(&path)).expect("removed");
+            gate.cancel();
         }
     });
     let last = ran.await.last;
@@ -358,11 +349,12 @@ async fn law_4_completed_is_told_within_one_stall_deadline_of_becoming_true() {
         Fate::Perform
     });
     let mut spec = job::job(image.path(), "uid", 1);
-    spec.deadlines.stall_seconds = 2;
+    spec.deadlines.stall_seconds = 10;
     let ran = job::run(spec, silent).await;
     let took = state.lock().expect("no holder panics").1.expect("the record was sealed").elapsed();
     assert!(ran.completed(), "{:?}", ran.last);
-    assert!(took < Duration::from_millis(3500), "told {took:?} after it was true, with a stall deadline of 2 s");
+    // Who waits for one more request says so after twenty seconds; between the two is the time of a busy machine.
+    assert!(took < Duration::from_secs(19), "told {took:?} after it was true, with a stall deadline of 10 s");
     assert_eq!(job::compare(&plain, "pvc-test", &ran.record(), image.path()).await, None);
 }
 

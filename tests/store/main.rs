@@ -22,6 +22,7 @@ mod paused;
 mod proxy;
 mod restore;
 mod scale;
+mod sessions;
 mod soak;
 mod surroundings;
 mod sweep;

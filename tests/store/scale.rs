@@ -213,7 +213,7 @@ fn run_within(blocks: u64, limit: u64, patience: Duration) {
 /// A table of the blocks in memory would be 15 MB at least, the record 44 MB, the names' text 26 MB.
 #[test]
 fn law_9_attempts_on_400_thousand_blocks_fit_where_no_table_of_them_would() {
-    run_within(400_000, 28 << 20, Duration::from_secs(120));
+    run_within(400_000, 28 << 20, Duration::from_secs(600));
 }
 
 #[test]

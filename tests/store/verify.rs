@@ -13,7 +13,9 @@ use crate::support::{
     job,
 };
 use tidemark::{
-    model::{AttemptId, BackupName, BlockName, FailureReason, Outcome, Verdict, VerifyDepth, VolumeName, job::Source},
+    model::{
+        AttemptId, BackupName, BlockName, FailureReason, Outcome, Report, Verdict, VerifyDepth, VolumeName, job::Source,
+    },
     store::{
         client::Client,
         error::{ErrorKind, StoreError},
@@ -26,6 +28,7 @@ use tidemark::{
     },
     worker::heal::{self, HealError, HealJob, Healed},
 };
+use tokio_util::sync::CancellationToken;
 
 const COMMON: [Block; 3] = [Block::Text(1), Block::Random(2), Block::Text(1)];
 
@@ -314,7 +317,20 @@ async fn usage_says_what_deleting_a_backup_would_free() {
 async fn law_4_completed_is_told_before_its_verification_whose_verdict_follows() {
     let world = World::new().await;
     let job = |n| job::with_task(job::job(world.b.path(), "v", n), |task| task.verify = VerifyDepth::Full);
-    let whole = job::run(job(11), world.objects.clone()).await;
+    // What a verification asks for first waits until the report before it was seen.
+    let gate = CancellationToken::new();
+    let held = gate.clone();
+    let waiting =
+        Judged::new(world.objects.clone(), move |call| match call.action == "LIST" && call.key == layout().root() {
+            true => Fate::Until(held.clone()),
+            false => Fate::Perform,
+        });
+    let told = |report: &Report| {
+        if report.outcome.is_some() {
+            gate.cancel()
+        }
+    };
+    let whole = job::run_watched(job(11), waiting, CancellationToken::new(), told).await;
     let verdict = |ran: &job::Ran| ran.last.verification.clone().expect("a verdict");
     assert!(whole.completed() && verdict(&whole).verdict == Verdict::Passed, "{:?}", whole.last);
     let first = whole.reports.iter().find(|r| r.outcome.is_some()).expect("an outcome");

@@ -10,6 +10,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,8 @@ pub struct ControlPlane {
     directory: TempDir,
     port: u16,
     etcd_port: u16,
+    /// What the log of requests says before that was another test's.
+    requests_from: AtomicU64,
     api_server: std::sync::Mutex<Option<Process>>,
     _etcd: Process,
 }
@@ -51,7 +54,8 @@ impl ControlPlane {
         write_certificates(directory.path());
         std::fs::write(directory.path().join("audit.yaml"), AUDIT).expect("the scratch directory is ours");
         let (etcd, etcd_port) = start_etcd(directory.path()).await;
-        let mut plane = Self { directory, port: 0, etcd_port, api_server: std::sync::Mutex::new(None), _etcd: etcd };
+        let (requests_from, api_server) = (AtomicU64::new(0), std::sync::Mutex::new(None));
+        let mut plane = Self { directory, port: 0, etcd_port, requests_from, api_server, _etcd: etcd };
         for start in 1..=STARTS {
             plane.port = free_port();
             plane.write_kubeconfig();
@@ -90,7 +94,9 @@ impl ControlPlane {
 
     /// The same, with how often each was asked.
     pub fn requests_of(&self, user: &str) -> BTreeMap<(String, String, String), u64> {
-        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap_or_default();
+        let log = std::fs::read_to_string(self.audit_log()).unwrap_or_default();
+        let from = usize::try_from(self.requests_from.load(SeqCst)).expect("it was read at once");
+        let log = log.get(from..).unwrap_or_default();
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let mut counts = BTreeMap::new();
         for line in log.lines().filter(|line| line.contains(user)) {
@@ -104,6 +110,36 @@ impl ControlPlane {
             *counts.entry((text(&line["verb"]), text(&object["apiGroup"]), resource)).or_default() += 1;
         }
         counts
+    }
+
+    /// Until the API server has made all that it makes at its start, roles and priorities: it is a while before that that it
+    /// serves.
+    pub(super) async fn has_made_its_own(&self) {
+        let client = self.client().await;
+        super::eventually("kube-apiserver is ready", READY_DEADLINE, || async {
+            let asked = http::Request::get("/readyz").body(vec![]).expect("a plain request is valid");
+            client.request_text(asked).await.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    /// Forgets who asked for what so far.
+    pub(super) fn forget_requests(&self) -> std::io::Result<()> {
+        self.requests_from.store(std::fs::metadata(self.audit_log())?.len(), SeqCst);
+        Ok(())
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.directory.path().join("audit.log")
+    }
+
+    pub(super) fn etcd_port(&self) -> u16 {
+        self.etcd_port
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        let mut api_server = self.api_server.lock().expect("no holder of this lock panics");
+        api_server.as_mut().is_some_and(|process| process.ended().is_none())
     }
 
     /// A kubeconfig of this user, by impersonation; in these groups if any are named.
@@ -266,10 +302,24 @@ async fn start_etcd(directory: &Path) -> (Process, u16) {
     unreachable!("the last start returns or panics")
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago. Not one of those that the kernel gives to whoever connects: a server that is stopped
+/// for a while would find its port taken, or a client that tries again and again connected to itself.
 pub(super) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let least: u32 = range.split_whitespace().next().and_then(|least| least.parse().ok()).unwrap_or(32768);
+    // Where the kernel gives nearly all of them there is none that it does not.
+    let least = if least > 20_000 { least } else { 32_768 };
+    let (from, span) = (10_000, least - 10_000);
+    for _ in 0..span {
+        // Programs beside each other begin at different places.
+        let offset = std::process::id().wrapping_mul(97) + u32::from(NEXT.fetch_add(1, SeqCst));
+        let port = u16::try_from(from + offset % span).expect("below the least");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port of loopback from {from} to {least} is free");
 }
 
 /// An authority, the API server, a user of `system:masters`, and the key that signs service account tokens. All ECDSA:

@@ -17,6 +17,7 @@ use tidemark::{
     },
 };
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::image::Random;
 
@@ -50,6 +51,8 @@ pub enum Fate {
     /// Performed; the process is no more.
     CrashAfter,
     Delay(Duration),
+    /// Performed when this is cancelled; until then it is on its way.
+    Until(CancellationToken),
 }
 
 type Judge = dyn Fn(&Call) -> Fate + Send + Sync;
@@ -116,6 +119,10 @@ impl Judged {
                 tokio::time::sleep(wait).await;
                 perform.await
             }
+            Fate::Until(gate) => {
+                gate.cancelled().await;
+                perform.await
+            }
         };
         if answer.is_ok() {
             self.answered.lock().expect("no holder panics").push(call);
@@ -144,6 +151,16 @@ impl Objects for Judged {
     fn delete_keys_max(&self) -> usize {
         self.inner.delete_keys_max()
     }
+}
+
+/// A store that takes so many blocks; every other is on its way until the gate is opened by cancelling it, or for ever. An
+/// attempt stands still at exactly that block, however fast or slow the machine is.
+pub fn holding_blocks(inner: Arc<dyn Objects>, blocks: u64, gate: CancellationToken) -> Arc<Judged> {
+    let sent = AtomicU64::new(0);
+    Judged::new(inner, move |call| match call.is_block_put() && sent.fetch_add(1, SeqCst) >= blocks {
+        true => Fate::Until(gate.clone()),
+        false => Fate::Perform,
+    })
 }
 
 /// A PUT that left one attempt and has not arrived yet.

@@ -223,6 +223,10 @@ pub async fn compare(objects: &Arc<dyn Objects>, volume: &str, backup: &str, ima
             return Some(format!("{key} holds other bytes than its name says"));
         }
     }
-    let differs = restored.iter().zip(&expected).position(|(a, b)| a != b);
+    let (restored, expected) = (&restored[..expected.len()], expected.as_slice());
+    if restored == expected {
+        return None;
+    }
+    let differs = restored.iter().zip(expected).position(|(a, b)| a != b);
     differs.map(|at| format!("byte {at} differs"))
 }

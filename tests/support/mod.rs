@@ -1,7 +1,7 @@
 //! Real parts for integration tests and the demo: a Kubernetes control plane, an S3 server, a wire that can be cut,
 //! volume images. Each test file takes it with `mod support;`, the demo with a `#[path]`.
 //!
-//! * `control_plane`  etcd and kube-apiserver on loopback, `kubectl`
+//! * `control_plane`  etcd and kube-apiserver on loopback, `kubectl`; `lent` uses them again
 //! * `s3_server`      a real S3 server that logs, and breaks on demand (`faults`, `clock`)
 //! * `storage`        volume and snapshot controllers, a provisioner and a driver, played on a real API server
 //! * `wire`           a TCP proxy: cut, reset, slow, heal
@@ -25,9 +25,12 @@ pub mod confined;
 pub mod control_plane;
 pub mod decorators;
 pub mod endless;
+mod etcd;
 pub mod faults;
+pub mod iam;
 pub mod image;
 pub mod job;
+pub mod lent;
 pub mod longhorn;
 pub mod node;
 pub mod operator;
@@ -37,6 +40,7 @@ pub mod repository;
 mod s3_backend;
 pub mod s3_server;
 pub mod storage;
+pub mod sts;
 pub mod tidemark;
 pub mod versitygw;
 pub mod wire;
@@ -51,6 +55,7 @@ pub use self::tidemark::Tidemark;
 pub use control_plane::ControlPlane;
 pub use faults::{Fault, Kind, Rule};
 pub use image::{Block, Image};
+pub use lent::Lent;
 pub use longhorn::{Longhorn, Place};
 pub use operator::{Home, Operator};
 pub use process::Process;
@@ -59,6 +64,13 @@ pub use tempfile::TempDir;
 use tokio::runtime::Runtime;
 pub use versitygw::Versitygw;
 pub use wire::Wire;
+
+/// What a machine that has much else to do may add to a bound on time: two cores, eight tests at once and a compiler. What
+/// the bounds are there to catch waits for a whole request's deadline, 30 s or two stall deadlines, or for ever.
+/// With TIDEMARK_SOAK=1, where tests run one by one, nothing is added.
+pub fn busy() -> Duration {
+    Duration::from_secs(if environment("TIDEMARK_SOAK").is_some() { 0 } else { 10 })
+}
 
 /// The runtime of the servers and wires.
 fn runtime() -> &'static Runtime {

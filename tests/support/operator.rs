@@ -16,7 +16,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{ControlPlane, Process};
+use super::{Lent, Process};
 
 /// The operator's own namespace, and the only one with hostDevice.
 pub const NAMESPACE: &str = "tidemark-system";
@@ -27,6 +27,8 @@ pub struct Operator {
     process: Process,
     http: PathBuf,
     pub home: Arc<Home>,
+    /// It may write there for as long as it lives.
+    _plane: Lent,
 }
 
 /// Where operators keep their workers, and where volumes may lie.
@@ -111,17 +113,17 @@ fn running(attempt: &Path) -> Option<u32> {
 
 impl Operator {
     /// Starts one with a home of its own.
-    pub fn start(plane: &ControlPlane) -> Self {
+    pub fn start(plane: &Lent) -> Self {
         Self::start_in(plane, Home::new(), &[])
     }
 
     /// Starts one in this home, with these flags besides its own.
-    pub fn start_in(plane: &ControlPlane, home: Arc<Home>, flags: &[&str]) -> Self {
-        Self::start_as(&plane.kubeconfig(), home, &[&["--workers=process"], flags].concat())
+    pub fn start_in(plane: &Lent, home: Arc<Home>, flags: &[&str]) -> Self {
+        Self::start_as(plane, &plane.kubeconfig(), home, &[&["--workers=process"], flags].concat())
     }
 
     /// Starts one as the user of this kubeconfig; the flags say who runs workers.
-    pub fn start_as(kubeconfig: &Path, home: Arc<Home>, flags: &[&str]) -> Self {
+    pub fn start_as(plane: &Lent, kubeconfig: &Path, home: Arc<Home>, flags: &[&str]) -> Self {
         let mut command = Command::new(program());
         command.args(["operator", "--http-listen", "127.0.0.1:0"]);
         if !flags.contains(&"--namespace") {
@@ -133,17 +135,22 @@ impl Operator {
         // Two at once each need a file of their own.
         let http = home.directory.path().join(format!("http-{}", home.operators.fetch_add(1, SeqCst)));
         command.arg("--http-address-file").arg(&http).args(flags);
-        Self { http, process: Process::start("tidemark operator", command, &home.log()), home }
+        Self { http, process: Process::start("tidemark operator", command, &home.log()), home, _plane: plane.clone() }
     }
 
     /// SIGTERM: an orderly end that leaves workers running.
     pub fn terminate(&mut self) -> ExitStatus {
-        self.process.terminate(Duration::from_secs(20))
+        self.process.terminate(Duration::from_secs(60))
     }
 
     /// `kill -9` of the operator alone.
     pub fn kill(&mut self) {
         self.process.kill_alone();
+    }
+
+    /// To the operator alone, not to its workers.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     pub fn pid(&self) -> u32 {

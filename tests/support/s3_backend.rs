@@ -27,6 +27,16 @@ impl Keys {
         Self(Arc::new(Mutex::new(pairs.collect())))
     }
 
+    pub(super) fn add(&self, access_key: &str, secret: &str) {
+        let mut keys = self.0.lock().expect("no holder of this lock panics");
+        keys.insert(access_key.to_owned(), SecretKey::from(secret));
+    }
+
+    pub(super) fn secret(&self, access_key: &str) -> Option<String> {
+        let keys = self.0.lock().expect("no holder of this lock panics");
+        keys.get(access_key).map(|secret| secret.expose().to_owned())
+    }
+
     pub(super) fn revoke(&self, access_key: &str) {
         self.0.lock().expect("no holder of this lock panics").remove(access_key);
     }

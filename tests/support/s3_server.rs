@@ -25,6 +25,7 @@ use super::{
     clock,
     faults::{Fault, Kind, Rule},
     s3_backend::{Keys, Paged},
+    sts::{self, Sts},
 };
 
 type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -77,6 +78,7 @@ pub struct S3Server {
 struct State {
     service: S3Service,
     keys: Keys,
+    sts: Sts,
     page: Arc<std::sync::atomic::AtomicI32>,
     shift: std::sync::atomic::AtomicI64,
     log: Mutex<Vec<LoggedRequest>>,
@@ -109,6 +111,7 @@ impl S3Server {
         let address = listener.local_addr().expect("a bound socket has an address");
         let state = Arc::new(State {
             service: builder.build(),
+            sts: Sts::new(keys.clone()),
             keys,
             page,
             shift: 0.into(),
@@ -139,6 +142,11 @@ impl S3Server {
         self.directory.path().join(bucket)
     }
 
+    /// Who gives out sessions for this server: none, until told to.
+    pub fn sts(&self) -> &Sts {
+        &self.state.sts
+    }
+
     /// From now on this access key is unknown.
     pub fn revoke(&self, access_key: &str) {
         self.state.keys.revoke(access_key);
@@ -162,6 +170,12 @@ impl S3Server {
     /// No rules any more; held requests go on.
     pub fn heal(&self) {
         held(&self.state.rules).clear();
+        self.state.healed.send_modify(|epoch| *epoch += 1);
+    }
+
+    /// The same, but from this moment on this rule counts: no request slips through between the two.
+    pub fn heal_into(&self, rule: Rule) {
+        *held(&self.state.rules) = vec![rule];
         self.state.healed.send_modify(|epoch| *epoch += 1);
     }
 
@@ -311,7 +325,15 @@ fn describe(request: &Request<Incoming>) -> LoggedRequest {
 
 /// As a sound server does.
 async fn perform(request: Request<Incoming>, entry: &LoggedRequest, state: &State) -> Result<Response<Body>, Closed> {
-    let mut response = state.service.call(request.map(s3s::Body::from)).await.map_err(|_| Closed)?;
+    let is_form = entry.method == "POST" && entry.bucket.is_empty() && state.sts.is_there();
+    let is_session = state.sts.is_session(&entry.access_key);
+    let mut response = match is_form || is_session {
+        true => match sts::perform(request, entry, (&state.sts, &state.service)).await.ok_or(Closed)? {
+            Ok(response) => response,
+            Err((status, text)) => return Ok(document(status, text, entry)),
+        },
+        false => state.service.call(request.map(s3s::Body::from)).await.map_err(|_| Closed)?,
+    };
     let shift = state.shift.load(std::sync::atomic::Ordering::SeqCst);
     if entry.kind != Kind::List {
         clock::shift_header(response.headers_mut(), shift);
@@ -393,6 +415,10 @@ fn error_document(status: u16, code: &str, entry: &LoggedRequest) -> Response<Bo
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>The test server was told to answer {code}</Message><Key>{}</Key><RequestId>{}</RequestId></Error>",
         entry.key, entry.number
     );
+    document(status, text, entry)
+}
+
+fn document(status: u16, text: String, entry: &LoggedRequest) -> Response<Body> {
     let body = if entry.method == "HEAD" { Bytes::new() } else { text.into() };
     let answer = Response::builder().status(status).header("content-type", "application/xml");
     answer.body(whole(body)).expect("a status and a type make a valid answer")

@@ -30,6 +30,7 @@ wire_of() { # POD
 }
 # So much passes towards the Pod: at 6kbit an answer of the store takes half a second. What the Pod sends is not slowed.
 slow_answers() { tools/e2e/enter.sh tc qdisc replace dev "$1" root tbf rate "$2" burst 1600 limit 1000000; } # WIRE RATE
+quick_answers() { tools/e2e/enter.sh tc qdisc del dev "$1" root 2>/dev/null || true; } # WIRE; it may have gone with its Pod
 packets_again() { in_pod "$1" sh -c 'iptables -F INPUT; iptables -F OUTPUT'; } # POD
 forget_cuts() { tools/e2e/enter.sh sh -c 'iptables -F FORWARD; iptables -F INPUT; iptables -F OUTPUT'; }
 
@@ -73,8 +74,8 @@ let_in() { # NAME
 
 # --- Workers
 
-# The worker's Pod of the Backup's newest attempt.
-worker_of() { kubectl -n "$SYSTEM" get pods -l "tidemark.dev/attempt=$(field "$1" .metadata.uid)-${2:-$(field "$1" .status.attempt.number)}" -o jsonpath='{.items[0].metadata.name}' 2>>"$WORK/log"; } # BACKUP [ATTEMPT]
+# The worker's Pod of the newest attempt of a Backup, or where $KIND is tmr of a Restore.
+worker_of() { kubectl -n "$SYSTEM" get pods -l "tidemark.dev/attempt=$(field "$1" .metadata.uid)-${2:-$(field "$1" .status.attempt.number)}" -o jsonpath='{.items[0].metadata.name}' 2>>"$WORK/log"; } # NAME [ATTEMPT]
 has_worker() { [ -n "$(worker_of "$1")" ]; }
 kill_worker() { # BACKUP: the process, and not the Pod
     local pid
@@ -82,7 +83,9 @@ kill_worker() { # BACKUP: the process, and not the Pod
     [ -n "$pid" ] || fail "the worker of $1 does not run"
     tools/e2e/enter.sh kill -KILL "$pid"
 }
-delete_worker() { kubectl -n "$SYSTEM" delete pod "$(worker_of "$1")" --force --grace-period=0 >>"$WORK/log" 2>&1; } # BACKUP
+delete_worker() { # NAME
+    kubectl -n "$SYSTEM" delete pod "$(worker_of "$1")" --force --grace-period=0 >>"$WORK/log" 2>&1 || fail "there is no worker of $1 to delete"
+}
 
 # --- The store
 

@@ -25,7 +25,7 @@ export AWS_ACCESS_KEY_ID=${STORE_KEYS[0]} AWS_SECRET_ACCESS_KEY=${STORE_KEYS[1]}
 tell() { printf '  %5.1f s  %s\n' "$((($(milliseconds) - BEGAN) / 100))e-1" "$*"; }
 milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 BEGAN=$(milliseconds)
-fail() { tell "WRONG: $*"; exit 1; }
+fail() { tell "WRONG: $*" >&2; exit 1; } # also heard where output is taken
 
 # within SECONDS WHAT COMMAND…: until the command succeeds
 within() {
@@ -131,10 +131,36 @@ YAML
         printf '  %s\n' "$@"; } | kubectl apply -f - >>"$WORK/log"
     [ -e "$WORK/$NS.watched" ] || { touch "$WORK/$NS.watched"; watch_backups & }
 }
+# A Restore of a Backup into a new claim. Lines of YAML for the claim may follow; $DOWNLOAD: for its spec.
+restore() { # NAME BACKUP CLAIM LINE…
+    local name=$1 backup=$2 claim=$3
+    shift 3
+    { cat <<YAML
+apiVersion: tidemark.dev/v1alpha1
+kind: Restore
+metadata: {name: $name, namespace: $NS}
+spec:
+  backupRef: {name: $backup}
+  ${DOWNLOAD:+download: $DOWNLOAD}
+  persistentVolumeClaim:
+    name: $claim
+YAML
+        printf '    %s\n' "$@"; } | kubectl apply -f - >>"$WORK/log"
+}
+restored_at_least() { [ "$(KIND=tmr field "$1" .status.progress.restoredBlocks || echo 0)" -ge "$2" ] 2>/dev/null; }
+# What a Pod prints that has the claim.
+said_by() { # NAME CLAIM MODE SCRIPT
+    pod "$1" "$2" "$3" "$4" | kubectl apply -f - >>"$WORK/log"
+    kubectl -n "$NS" wait --for=jsonpath='{.status.phase}=Succeeded' --timeout=90s "pod/$1" >>"$WORK/log" ||
+        fail "the Pod $1 with $2 did not succeed: $(kubectl -n "$NS" logs "$1" 2>&1 | tail -n 3)"
+    kubectl -n "$NS" logs "$1"
+    kubectl -n "$NS" delete pod "$1" --wait >>"$WORK/log"
+}
 # Enough time to get hold of it, and short deadlines: 8 blocks a second, 5 s until a stall, a retry after 2 s.
 SLOW=('upload: {maxBytesPerSecond: 8Mi}' 'deadlines: {stall: 5s}' 'retry: {backoff: 2s, maxBackoff: 4s}')
 
-field() { kubectl -n "$NS" get tmb "$1" -o "jsonpath={$2}" 2>>"$WORK/log"; }
+# Of a Backup, or where $KIND is tmr of a Restore.
+field() { kubectl -n "$NS" get "${KIND:-tmb}" "$1" -o "jsonpath={$2}" 2>>"$WORK/log"; }
 is() { [ "$(field "$1" .status.state)" = "$2" ]; }
 acknowledged_at_least() { [ "$(field "$1" .status.progress.acknowledgedBlocks || echo 0)" -ge "$2" ] 2>/dev/null; }
 attempt_is_at_least() { [ "$(field "$1" .status.attempt.number || echo 0)" -ge "$2" ] 2>/dev/null; }

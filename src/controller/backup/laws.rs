@@ -12,6 +12,7 @@ use crate::{
         conditions::conditions,
     },
     controller::{
+        runner::trouble::Trouble,
         snapshot::remove::Removal,
         time::later,
         work::{
@@ -24,7 +25,7 @@ use crate::{
             worlds::{Settable, Worlds, attempt, heard, id, observed, start},
         },
     },
-    model::{BackupName, Counters, Outcome, Phase, Progress, Verdict, Verification, VerifyDepth},
+    model::{BackupName, Counters, FailureReason, Outcome, Phase, Progress, Verdict, Verification, VerifyDepth},
 };
 
 impl Settable for Backup {
@@ -151,6 +152,29 @@ fn law_6_an_error_with_retries_left_begins_again_when_its_time_comes() {
     let alive = Observed { worker: WorkerSeen::Alive { heard: None, silent_for: Duration::ZERO }, ..o };
     let decision = decide(&alive, later(start(), Duration::from_secs(1)));
     assert_eq!((decision.step, decision.standing), (Step::StopWorker, Standing::WaitingForOldWorker));
+}
+
+#[test]
+fn law_11_a_worker_that_is_refused_a_session_is_a_failure_and_one_that_waits_for_it_says_so() {
+    let starting = statuses().into_iter().find(|s| s.reason.as_deref() == Some("StartingWorker")).expect("one");
+    let now = later(start(), Duration::from_secs(1));
+    let without = |reason| {
+        let trouble = Trouble { reason, message: "AssumeRole at http://a: what was seen; the cure".into() };
+        decide(&Observed { trouble: Some(trouble), ..observed(&backup(starting.clone())) }, now)
+    };
+    for reason in [FailureReason::SessionRefused, FailureReason::ClockSkew] {
+        let decision = without(reason);
+        assert_eq!(decision.step, Step::Nothing, "{decision:#?}");
+        let Standing::Failed { failure, .. } = decision.standing else { panic!("{decision:#?}") };
+        assert_eq!(failure.reason, reason.into());
+        assert!(failure.message.contains("the cure"), "{failure:#?}");
+    }
+    for reason in [FailureReason::StoreUnavailable, FailureReason::Throttled] {
+        let decision = without(reason);
+        assert_eq!(decision.step, Step::StartWorker, "STS is asked again: {decision:#?}");
+        let problem = Some(format!("{reason}: AssumeRole at http://a: what was seen; the cure"));
+        assert_eq!(decision.standing, Standing::StartingWorker { problem });
+    }
 }
 
 #[test]

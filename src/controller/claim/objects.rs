@@ -64,6 +64,20 @@ pub fn populating_name(claim: &str) -> String {
     format!("populate-{claim}")
 }
 
+/// The claim that this Restore populates, if that is what it was made for.
+pub fn populated_by(restore: &ObjectMeta) -> Option<ObjectReference> {
+    let owner = restore.owner_references.as_ref()?.iter().find(|o| o.kind == "PersistentVolumeClaim")?;
+    let is_ours = restore.name.as_ref() == Some(&populating_name(&owner.uid));
+    is_ours.then(|| ObjectReference {
+        api_version: Some(owner.api_version.clone()),
+        kind: Some(owner.kind.clone()),
+        name: Some(owner.name.clone()),
+        namespace: restore.namespace.clone(),
+        uid: Some(owner.uid.clone()),
+        ..ObjectReference::default()
+    })
+}
+
 /// Is this the claim that is to get the volume?
 pub fn is_its(claim: &PersistentVolumeClaim, wish: &Wish) -> bool {
     match &wish.populates {

@@ -2,6 +2,7 @@
 //! room of the controller that talks to the store; others order errands here.
 //!
 //! * `probe`, `standing`  is the bucket there, and what that means; `resolve` spec and Secret as one
+//! * `session`     what a worker holds: the target's key, or a session for its volume
 //! * `catalogue`   what it holds, counted; `discovery` Backups for records that have none
 //! * `references`  who keeps a target from being deleted
 //! * `errands`     work that outlives a reconcile: `lookup` of one record, its `soundness`, `removal` of one backup's data
@@ -21,6 +22,7 @@ pub mod probe;
 pub mod references;
 pub mod removal;
 pub mod resolve;
+pub mod session;
 pub mod soundness;
 pub mod standing;
 
@@ -42,7 +44,7 @@ use tokio::time::Instant;
 use self::{
     catalogue::{Books, Look},
     errands::{Desk, Lies},
-    probe::within_deadline,
+    probe::{ProbeFailed, within_deadline},
     resolve::{Resolved, resolve},
     standing::{Looked, Rivals, claims, note},
 };
@@ -179,7 +181,10 @@ async fn check(target: &ClusterBackupTarget, targets: &Targets) -> Check {
         Ok(resolved) => {
             let credentials = resolved.credentials.clone();
             match within_deadline(&context.prober, resolved.location(), credentials).await {
-                Ok(probed) => Looked::Probed(resolved, probed),
+                Ok(probed) => match sessions(&resolved).await {
+                    Ok(()) => Looked::Probed(resolved, probed),
+                    Err(failed) => Looked::Unprobed(resolved, failed),
+                },
                 Err(failed) => Looked::Unprobed(resolved, failed),
             }
         }
@@ -187,6 +192,15 @@ async fn check(target: &ClusterBackupTarget, targets: &Targets) -> Check {
     let check = Check { at: Instant::now(), time: whole_seconds(telemetry::now()), looked };
     targets.checks.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, check.clone());
     check
+}
+
+/// Nothing to see where workers hold the key.
+async fn sessions(resolved: &Resolved) -> Result<(), ProbeFailed> {
+    let Some(sts) = &resolved.sts else { return Ok(()) };
+    match tokio::time::timeout(probe::PROBE_DEADLINE, session::prove(resolved, sts)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(probe::silent()),
+    }
 }
 
 /// Spec and Secret as they are in the caches.

@@ -88,12 +88,17 @@ pub async fn within_deadline(
 ) -> Result<Probed, ProbeFailed> {
     match tokio::time::timeout(PROBE_DEADLINE, prober(location, credentials)).await {
         Ok(answer) => answer,
-        Err(_) => Err(ProbeFailed {
-            reason: FailureReason::StoreUnavailable,
-            message: format!(
-                "The bucket did not answer within {} s: check the endpoint and the network between",
-                PROBE_DEADLINE.as_secs()
-            ),
-        }),
+        Err(_) => Err(silent()),
+    }
+}
+
+/// Nobody answered within the deadline.
+pub fn silent() -> ProbeFailed {
+    ProbeFailed {
+        reason: FailureReason::StoreUnavailable,
+        message: format!(
+            "The bucket did not answer within {} s: check the endpoint and the network between",
+            PROBE_DEADLINE.as_secs()
+        ),
     }
 }

@@ -7,13 +7,17 @@ use crate::{
     api::{ClusterBackupTargetSpec, InvalidField, InvalidSecret, SecretSettings, target::CredentialsMode},
     controller::work::queue::TargetLimits,
     model::{BlockSize, Compression, Credentials, StoreLocation, job::S3Location},
+    store::sts::Sts,
 };
 
 /// What a target means.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     pub location: S3Location,
+    /// The target's own key.
     pub credentials: Credentials,
+    /// Who gives workers their sessions; none: they hold the target's key.
+    pub sts: Option<Sts>,
     pub compression: Compression,
     pub block_size: BlockSize,
     pub limits: TargetLimits,
@@ -46,10 +50,6 @@ pub fn resolve(
     secret: Option<&Secret>,
     namespace: &str,
 ) -> Result<Resolved, Unresolved> {
-    if spec.credentials.mode == CredentialsMode::AssumeRole {
-        let message = "AssumeRole is not built yet: set mode: Static, and give the key only what this bucket needs";
-        return Err(InvalidField::new("spec.credentials.mode", message).into());
-    }
     let (namespace, name) = (namespace.to_owned(), spec.credentials.secret_name.clone());
     let Some(secret) = secret else { return Err(Unresolved::SecretMissing { namespace, name }) };
     let data = secret.data.clone().unwrap_or_default();
@@ -57,10 +57,17 @@ pub fn resolve(
         SecretSettings::parse(&data).map_err(|problem| Unresolved::SecretInvalid { namespace, name, problem })?;
     let resolved = spec.s3.resolve(&settings, false)?;
     let limits = spec.parse_limits()?;
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let sts = (spec.credentials.mode == CredentialsMode::AssumeRole).then(|| Sts {
+        location: resolved.location.clone(),
+        endpoint: given(&spec.credentials.sts_endpoint),
+        role_arn: given(&spec.credentials.role_arn),
+    });
     let slots = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     Ok(Resolved {
         location: resolved.location,
         credentials: settings.credentials,
+        sts,
         compression: spec.compression.into(),
         block_size: spec.block_size.into(),
         limits: TargetLimits {
@@ -98,11 +105,23 @@ mod tests {
         for (mode, secret, cure) in [
             ("Static", None, "Secret tidemark/s3 does not exist: create it"),
             ("Static", Some(&half), "Secret tidemark/s3: AWS_SECRET_ACCESS_KEY is missing: add it"),
-            ("AssumeRole", Some(&half), "not built yet: set mode: Static"),
+            ("AssumeRole", Some(&half), "Secret tidemark/s3: AWS_SECRET_ACCESS_KEY is missing: add it"),
         ] {
             let error = resolve(&spec(mode), secret, "tidemark").expect_err(cure).to_string();
             assert!(error.contains(cure), "{error}");
         }
+    }
+
+    #[test]
+    fn law_11_with_assume_role_a_target_has_an_sts_and_without_it_none() {
+        let keys = secret(&[("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "key")]);
+        let resolved = |spec| resolve(&spec, Some(&keys), "tidemark").expect("usable");
+        assert_eq!(resolved(spec("Static")).sts, None);
+        let mut with = spec("AssumeRole");
+        (with.credentials.role_arn, with.credentials.sts_endpoint) = (Some("arn:r".into()), Some(String::new()));
+        let sts = resolved(with).sts.expect("sessions");
+        assert_eq!((sts.role_arn.as_deref(), sts.endpoint), (Some("arn:r"), None), "an empty word is none");
+        assert_eq!(sts.location.bucket, "backups");
     }
 
     #[test]

@@ -85,7 +85,6 @@ pub fn claims(looked: &Looked, rivals: Rivals) -> Vec<Claim> {
         }
         _ => valid,
     };
-    let scoped = "Workers hold this target's key, which opens the whole bucket prefix: give it a bucket of its own";
     let mut claims = vec![Claim::new(T::Ready, ready.0, ready.1, ready.2.clone())];
     if ready.0 != True {
         // Only a person mends a spec, a secret or a refusal; an outage may pass.
@@ -96,7 +95,7 @@ pub fn claims(looked: &Looked, rivals: Rivals) -> Vec<Claim> {
     claims.extend([
         Claim::new(T::Reachable, reachable.0, reachable.1, reachable.2),
         Claim::new(T::CredentialsValid, valid.0, valid.1, valid.2),
-        Claim::new(T::CredentialsScoped, False, C::StaticKey, scoped),
+        scoped(looked),
         Claim::new(T::ClockInStep, clock.0, clock.1, clock.2),
         deletions(looked),
     ]);
@@ -127,6 +126,31 @@ fn deletions(looked: &Looked) -> Claim {
     Claim::new(ConditionType::DeletionsFree, truth, cause, text)
 }
 
+/// Does what a worker holds open its own volume only? Of sessions that is said when one was tried.
+fn scoped(looked: &Looked) -> Claim {
+    let say = |truth, reason: Reason, text: String| Claim::new(ConditionType::CredentialsScoped, truth, reason, text);
+    let by_session = match looked {
+        Looked::Unresolved(_) => false,
+        Looked::Unprobed(resolved, _) | Looked::Probed(resolved, _) => resolved.sts.is_some(),
+    };
+    match looked {
+        Looked::Probed(..) if by_session => {
+            let text = "Workers hold sessions of an hour for one volume's folder: one was tried, and opened no other";
+            say(Truth::True, Cause::SessionPerVolume.into(), text.into())
+        }
+        Looked::Unprobed(_, failed) if by_session && failed.reason == FailureReason::SessionRefused => {
+            say(Truth::False, failed.reason.into(), failed.message.clone())
+        }
+        Looked::Unprobed(_, failed) if by_session => {
+            say(Truth::Unknown, failed.reason.into(), "Not known: the last probe failed".into())
+        }
+        _ => {
+            let text = "Workers hold this target's key, which opens the whole bucket prefix: give it a bucket of its own, or mode: AssumeRole";
+            say(Truth::False, Cause::StaticKey.into(), text.into())
+        }
+    }
+}
+
 type Said = (Truth, Reason, String);
 
 /// What a failed probe says about each condition: a refusal is an answer, an outage is none.
@@ -138,7 +162,7 @@ fn unprobed(failed: &ProbeFailed) -> (Said, Said, Said, Said) {
     let answered = || (True, Reason::from(Cause::Answered), "The store answered".to_owned());
     let no = || (False, reason, text.clone());
     match failed.reason {
-        FailureReason::AccessDenied => (no(), answered(), no(), unknown()),
+        FailureReason::AccessDenied | FailureReason::SessionRefused => (no(), answered(), no(), unknown()),
         FailureReason::ClockSkew => (no(), answered(), unknown(), no()),
         FailureReason::BucketMissing | FailureReason::WrongRegion => (no(), no(), unknown(), unknown()),
         _ => (no(), no(), unknown(), unknown()),
@@ -159,11 +183,13 @@ pub fn note(condition: &Condition) -> Option<Note> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sts::Sts;
 
     fn failed(reason: FailureReason) -> Looked {
         let resolved = Resolved {
             location: Default::default(),
             credentials: Default::default(),
+            sts: None,
             compression: Default::default(),
             block_size: Default::default(),
             limits: crate::controller::work::queue::TargetLimits { total: 1, per_namespace: 1 },
@@ -188,6 +214,31 @@ mod tests {
         assert_eq!(truth(&away, Reconciling), Some((True, "StoreUnavailable")), "{away:?}");
         assert_eq!(truth(&away, Stalled), None);
         assert_eq!(truth(&away, CredentialsValid), Some((Unknown, "StoreUnavailable")));
+    }
+
+    #[test]
+    fn law_11_workers_are_scoped_only_once_a_session_was_tried() {
+        use {ConditionType::*, Truth::*};
+        let sts = Sts { location: Default::default(), endpoint: None, role_arn: None };
+        let by_session = |resolved: Resolved| Resolved { sts: Some(sts.clone()), ..resolved };
+        for (reason, scoped, ready) in [
+            (FailureReason::SessionRefused, (False, "SessionRefused"), Stalled),
+            (FailureReason::StoreUnavailable, (Unknown, "StoreUnavailable"), Reconciling),
+        ] {
+            let Looked::Unprobed(resolved, why) = failed(reason) else { unreachable!() };
+            let seen = claims(&Looked::Unprobed(by_session(resolved), why), Rivals::None);
+            assert_eq!(truth(&seen, CredentialsScoped), Some(scoped), "{seen:?}");
+            assert_eq!(truth(&seen, ready), Some((True, reason.as_str())));
+        }
+        let Looked::Unprobed(resolved, _) = failed(FailureReason::Bug) else { unreachable!() };
+        let probed = Probed {
+            conditional_writes: true,
+            batch_delete: true,
+            list_page_size: 1000,
+            clock_skew: SignedDuration::ZERO,
+        };
+        let seen = claims(&Looked::Probed(by_session(resolved), probed), Rivals::None);
+        assert_eq!(truth(&seen, CredentialsScoped), Some((True, "SessionPerVolume")), "{seen:?}");
     }
 
     #[test]

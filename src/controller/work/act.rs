@@ -26,6 +26,7 @@ use crate::{
         context::{ApiError, Context, bounded},
         runner::{Access, AttemptRef, Claim, RunnerError, Volume},
         snapshot::{self, observe::ObserveError, remove::Removal},
+        target::session,
     },
     model::{
         AttemptId, JobSpec, ReportKey, StoreLocation,
@@ -64,9 +65,11 @@ pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Ste
         (Step::StartWorker, Some(attempt)) => start(context, object, o, &attempt).await,
         (Step::OfferCredentials, Some(attempt)) => {
             let Seen::Usable(target) = &o.target else { return Ok(()) };
-            let keys = &target.resolved.credentials;
-            context.runner.offer_credentials(&attempt, keys).await?;
-            context.memory().offered.insert(attempt, keys.clone());
+            let known = session::given_to(context, &attempt);
+            let Some(wanted) = known.or_else(|| wanted(o, &attempt)) else { return Ok(()) };
+            let Some((keys, offer)) = session::keys(context, &target.resolved, &wanted).await else { return Ok(()) };
+            context.runner.offer_credentials(&attempt, &keys).await?;
+            context.memory().offered.insert(attempt, offer);
             Ok(())
         }
         (Step::StopWorker, Some(attempt)) => Ok(context.runner.stop(&attempt).await?),
@@ -75,6 +78,7 @@ pub async fn act<K: Kind>(context: &Context, object: &K, o: &Observed, step: Ste
             let mut memory = context.memory();
             memory.ears.remove(&attempt);
             memory.offered.remove(&attempt);
+            memory.withheld.remove(&attempt);
             Ok(())
         }
         // Without an attempt there is no worker to do anything about.
@@ -157,15 +161,25 @@ async fn start<K: Kind>(context: &Context, object: &K, o: &Observed, attempt: &A
     let parts = Parts { place, target, id, attempt };
     let Some(task) = object.task(o, &parts, &context.cluster) else { return Ok(()) };
     let job = job(context, o, parts, task)?;
-    let keys = &target.resolved.credentials;
+    let Some(wanted) = wanted(o, attempt) else { return Ok(()) };
+    // Why there is none is seen on the next pass.
+    let Some((keys, offer)) = session::keys(context, &target.resolved, &wanted).await else { return Ok(()) };
     let volume = match (&place.exposed, &place.filled) {
         (Some(exposed), _) => exposed_volume(exposed),
         (None, Some(filled)) => filled_volume(filled),
         (None, None) => Volume::default(),
     };
-    context.runner.start(&job, keys, &volume).await?;
-    context.memory().offered.insert(attempt.clone(), keys.clone());
+    context.runner.start(&job, &keys, &volume).await?;
+    context.memory().offered.insert(attempt.clone(), offer);
     Ok(())
+}
+
+/// For whom keys are wanted: a place with a record is a restore's.
+fn wanted(o: &Observed, attempt: &AttemptRef) -> Option<session::Wanted> {
+    let Seen::Usable(place) = &o.place else { return None };
+    let id = o.status.attempt.as_ref()?.id.parse().ok()?;
+    let does = if place.record.is_some() { session::Does::Restore } else { session::Does::Backup };
+    Some(session::Wanted { attempt: attempt.clone(), id, volume: place.volume.clone(), does })
 }
 
 fn filled_volume(filled: &Filled) -> Volume {

@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use super::{
     binding,
     failing::{
-        attempt_deadline, attempt_start, crash, failed, not_created, refused, said_failure, start_deadline, troubled,
+        attempt_deadline, attempt_start, crash, failed, no_session, not_created, refused, said_failure, start_deadline,
+        troubled,
     },
     observe::{Afterwards, Finalizer, Heard, Keys, Life, Observed, Place, Refusal, Seen, Target, WorkerSeen},
     queue::{Limit, Slot},
@@ -328,8 +329,15 @@ fn starting(o: &Observed, now: Timestamp) -> Decision {
     if let (VolumeSeen::Making(_), Seen::Waiting(missing)) = (&o.volume, &o.place) {
         return decided(Step::ExposeVolume, Standing::ExposingVolume { missing: missing.clone(), taken: None });
     }
+    if let Some(failure) = no_session(o, now) {
+        return failed(o, failure, now);
+    }
     match (&o.place, &o.target) {
-        (Seen::Usable(_), Seen::Usable(_)) => decided(Step::StartWorker, Standing::StartingWorker { problem: None }),
+        (Seen::Usable(_), Seen::Usable(_)) => {
+            // There is no worker yet: what troubles it is that it gets no session.
+            let problem = o.trouble.as_ref().map(|t| format!("{}: {}", t.reason, t.message));
+            decided(Step::StartWorker, Standing::StartingWorker { problem })
+        }
         (Seen::Refused(refusal), _) | (Seen::Usable(_), Seen::Refused(refusal)) => {
             refused(o, refusal.reason, refusal.message.clone(), now)
         }

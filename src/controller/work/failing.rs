@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api::Reason,
-    controller::time::later,
+    controller::{runner::trouble::Trouble, time::later},
     model::{Failure, FailureReason, Outcome, limits},
 };
 
@@ -58,6 +58,13 @@ pub(super) fn not_created(o: &Observed, now: Timestamp) -> Option<Failure> {
     let is_late = now >= later(attempt_start(o, now), limits::POD_DEADLINE);
     let is_refused = o.trouble.as_ref().is_some_and(|t| t.reason == FailureReason::WorkerNotCreated);
     if is_late && is_refused { troubled(o, now) } else { None }
+}
+
+/// STS refused a session for the worker that was to start: a person must act, and waiting in this attempt helps nobody. An
+/// STS that is away is waited for, as everything else is that a worker needs.
+pub(super) fn no_session(o: &Observed, now: Timestamp) -> Option<Failure> {
+    let is_refused = |t: &Trouble| matches!(t.reason, FailureReason::SessionRefused | FailureReason::ClockSkew);
+    if o.trouble.as_ref().is_some_and(is_refused) { troubled(o, now) } else { None }
 }
 
 /// What the cluster did to the worker, as its failure.

@@ -59,11 +59,13 @@ use self::{
     volume::{Situation, VolumeSeen},
 };
 use super::{
+    claim::objects::populated_by,
     context::{ApiError, Context, bounded},
     error_chain,
     objects::Objects,
     runner::{AttemptRef, Host, RunnerError, Worker, trouble::Trouble},
     snapshot::{expose::Taken, observe::ObserveError},
+    target::session,
 };
 use crate::{
     api::{Cause, Claim, Course, InvalidField, Stage, Status},
@@ -250,9 +252,14 @@ async fn observe<K: Kind>(object: &K, context: &Context) -> Result<Observed, Rec
     let keys = Keys::Same;
     let mut o = Observed { wish, status, place, volume, target, slot, worker, trouble, host, keys, shown, fresh_id };
     if let (Some(attempt), Seen::Usable(target)) = (act::current(&o), &o.target)
-        && context.memory().offered.get(&attempt) != Some(&target.resolved.credentials)
+        && session::is_due(context, &attempt, &target.resolved, now())
     {
         o.keys = Keys::Changed;
+    }
+    if let (Some(attempt), WorkerSeen::Absent) = (act::current(&o), &o.worker)
+        && let Some(problem) = session::withheld(context, &attempt)
+    {
+        o.trouble = Some(Trouble { reason: problem.reason, message: problem.message });
     }
     Ok(o)
 }
@@ -374,7 +381,12 @@ fn tell<K: Kind>(object: &K, o: &Observed, standing: &Standing, next: &Course, c
         _ => {}
     }
     if let Some(note) = standing.note(&K::WORDS, K::brought) {
-        context.publish(object, note, format!("Attempt{}", attempt(next)));
+        let action = format!("Attempt{}", attempt(next));
+        // Who waits for a claim to be populated looks at the claim.
+        if let Some(claim) = populated_by(object.meta()) {
+            context.publish_at(claim, note.clone(), action.clone());
+        }
+        context.publish(object, note, action);
     }
 }
 

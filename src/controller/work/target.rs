@@ -7,7 +7,10 @@ use tokio::time::Instant;
 
 use super::observe::{Refusal, Seen, Target, TargetSeen};
 use crate::{
-    api::{Cause, ClusterBackupTarget, TargetKind, common::ChosenTarget, target::NamespacesFrom},
+    api::{
+        Cause, ClusterBackupTarget, ConditionType, TargetKind, Truth, common::ChosenTarget, conditions::find,
+        target::NamespacesFrom,
+    },
     controller::{
         context::{ApiError, Context, LABELS_AGE_MAX, bounded},
         target::resolve_cached,
@@ -129,6 +132,12 @@ fn usable(target: &ClusterBackupTarget, chosen: ChosenTarget, context: &Context)
     });
     if !is_looked_at {
         return waiting(format!("ClusterBackupTarget {} was not looked at yet", chosen.name));
+    }
+    // A session that opens more than its volume, or none at all, is no reason to hand out the key instead.
+    let conditions = target.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let scoped = find(conditions, ConditionType::CredentialsScoped);
+    if let Some(not) = scoped.filter(|c| resolved.sts.is_some() && c.status == Truth::False.as_str()) {
+        return waiting(format!("ClusterBackupTarget {}: {}", chosen.name, not.message));
     }
     Seen::Usable(Box::new(Target { chosen, resolved, shared_with_clusters: target.spec.shared_with_clusters }))
 }

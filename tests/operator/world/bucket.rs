@@ -101,14 +101,8 @@ pub async fn until(
     (namespace, name): (&str, &str),
     wanted: impl Fn(&BackupStatus) -> bool,
 ) -> BackupStatus {
-    eventually(&format!("{namespace}/{name}\n{}", operator.tail()), PATIENCE, || async {
-        let status = status_of(world, namespace, name).await;
-        match status {
-            Some(status) if wanted(&status) => Ok(status),
-            other => Err(format!("{other:#?}\n{}", operator.tail())),
-        }
-    })
-    .await
+    let backups: Api<Backup> = Api::namespaced(world.client.clone(), namespace);
+    super::until(backups, operator, (name, "as wanted"), wanted).await
 }
 
 pub async fn target_status(world: &World, name: &str) -> ClusterBackupTargetStatus {

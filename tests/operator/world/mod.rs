@@ -11,17 +11,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::support::{
-    ACCESS_KEYS, ControlPlane, Fault, Image, Kind, Rule, S3Server,
+    ACCESS_KEYS, Fault, Image, Kind, Lent, Rule, S3Server,
     operator::{Home, NAMESPACE, Operator},
 };
+use futures::StreamExt;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams},
     core::object::HasStatus,
+    runtime::{WatchStreamExt, watcher::watch_object},
 };
 use serde_json::json;
 use tidemark::api::{Backup, BackupState, BackupStatus, Restore, RestoreState, RestoreStatus};
@@ -31,7 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Everything a test needs, and a sampler that watches it.
 pub struct World {
-    pub plane: ControlPlane,
+    pub plane: Lent,
     pub s3: Arc<S3Server>,
     pub home: Arc<Home>,
     pub client: Client,
@@ -46,12 +48,12 @@ pub struct Sampler {
 
 impl World {
     pub async fn new() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = Lent::borrow().await;
         let s3 = Arc::new(S3Server::start());
         s3.create_bucket(BUCKET);
         let client = plane.client().await;
         plane.apply(&tidemark::api::crds_yaml()).await;
-        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await;
+        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await;
         plane.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}")).await;
         let sampler = Sampler::start(client.clone(), s3.clone());
         let world = Self { plane, s3, home: Home::new(), client, sampler };
@@ -181,27 +183,32 @@ impl World {
     }
 }
 
-async fn until<K>(
+/// By a watch: it sees every status that is written, also one that stands for the second of a backoff only.
+pub async fn until<K>(
     objects: Api<K>,
     operator: &Operator,
     (name, what): (&str, &str),
     wanted: impl Fn(&K::Status) -> bool,
 ) -> K::Status
 where
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + HasStatus,
+    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + HasStatus + Send + 'static,
     K::Status: Clone + std::fmt::Debug,
 {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let seen = objects.get(name).await.ok().and_then(|object| object.status().cloned());
-        if let Some(status) = seen.as_ref().filter(|s| wanted(s)) {
-            return status.clone();
+    let mut seen = None;
+    let told = async {
+        let mut shown = std::pin::pin!(watch_object(objects, name).default_backoff());
+        while let Some(shown) = shown.next().await {
+            // Where it cannot be watched it is asked for again; where it is not, it may come.
+            let Ok(Some(object)) = shown else { continue };
+            seen = object.status().cloned();
+            if let Some(status) = seen.as_ref().filter(|s| wanted(s)) {
+                return status.clone();
+            }
         }
-        if Instant::now() > end {
-            panic!("{name}: not {what} in time. Seen: {seen:#?}\n{}", operator.tail());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        unreachable!("a watch has no end")
+    };
+    let told = tokio::time::timeout(PATIENCE, told).await;
+    told.unwrap_or_else(|_| panic!("{name}: not {what} in time. Seen: {seen:#?}\n{}", operator.tail()))
 }
 
 pub fn merge(into: &mut serde_json::Value, more: serde_json::Value) {
@@ -275,6 +282,16 @@ pub fn restored(status: &RestoreStatus) -> i64 {
 /// The store gives this many blocks more and then lets every other wait until it is healed.
 pub fn hold_downloads_after(s3: &S3Server, blocks: u64) {
     s3.fault(Rule::new(Fault::Hold).on(Kind::Get).key("/blocks/").after(blocks));
+}
+
+/// The same after it was healed: what waited goes on, and so many of what comes after it, without a moment in between.
+pub fn hold_downloads_again_after(s3: &S3Server, blocks: u64) {
+    s3.heal_into(Rule::new(Fault::Hold).on(Kind::Get).key("/blocks/").after(blocks));
+}
+
+/// What waited goes on, and so many blocks more, without a moment in between.
+pub fn hold_again_after(s3: &S3Server, blocks: u64) {
+    s3.heal_into(Rule::new(Fault::Hold).on(Kind::PutBlock).after(blocks));
 }
 
 /// The store takes this many blocks more and then lets every other wait until it is healed: an upload stands still at

@@ -40,7 +40,7 @@ impl Shop {
         let world = World::new().await;
         let storage = Storage::start(&world.plane).await;
         storage.size(BLOCKS as u64 * BLOCK);
-        let node = Node::start(world.client.clone(), NAMESPACE, plays);
+        let node = Node::start(&world.plane, world.client.clone(), NAMESPACE, plays);
         node.uses(&storage);
         world
             .plane
@@ -51,6 +51,7 @@ impl Shop {
         storage.claim("shop", "pg", "fast", "Block").await;
         drop(world.image(IMAGE, BLOCKS, 11));
         let operator = Operator::start_as(
+            &world.plane,
             &restricted(&world).await,
             world.home.clone(),
             &["--workers=job", "--worker-image=tidemark:test"],
@@ -79,10 +80,7 @@ impl Shop {
     }
 
     pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&BackupStatus) -> bool) -> BackupStatus {
-        let told = eventually(what, PATIENCE, || async {
-            let status = self.backups().get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-            if wanted(&status) { Ok(status) } else { Err(format!("{status:#?}")) }
-        });
+        let told = super::until(self.backups(), &self.operator, (name, what), wanted);
         tokio::select! {
             status = told => status,
             () = self.complain() => unreachable!("it only panics"),
@@ -173,10 +171,7 @@ impl Shop {
         what: &str,
         wanted: impl Fn(&RestoreStatus) -> bool,
     ) -> RestoreStatus {
-        let told = eventually(what, PATIENCE, || async {
-            let status = self.restores().get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-            if wanted(&status) { Ok(status) } else { Err(format!("{status:#?}\n{}", self.operator.tail())) }
-        });
+        let told = super::until(self.restores(), &self.operator, (name, what), wanted);
         tokio::select! {
             status = told => status,
             () = self.complain() => unreachable!("it only panics"),

@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    Process, locked,
+    Lent, Process, locked,
     operator::program,
     storage::{Storage, Volumes},
 };
@@ -81,7 +81,7 @@ struct Running {
 }
 
 impl Node {
-    pub fn start(client: Client, namespace: &str, plays: Plays) -> Self {
+    pub fn start(plane: &Lent, client: Client, namespace: &str, plays: Plays) -> Self {
         let shared = Arc::new(Shared {
             client,
             namespace: namespace.to_owned(),
@@ -93,8 +93,10 @@ impl Node {
             address: AtomicU8::new(1),
             created: Mutex::default(),
         });
-        let playing = shared.clone();
+        let (playing, plane) = (shared.clone(), plane.clone());
         let task = tokio::spawn(async move {
+            // It may write there for as long as it plays.
+            let _plane = plane;
             loop {
                 if let Err(error) = playing.round().await {
                     // Another actor was faster: the next round sees it.

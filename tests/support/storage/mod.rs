@@ -41,7 +41,7 @@ use serde_json::{Value, json};
 use tidemark::controller::snapshot::objects::{VolumeSnapshot, VolumeSnapshotContent};
 
 pub use self::{driver::Held, provisioner::TOPOLOGY};
-use super::{ControlPlane, eventually, locked};
+use super::{Lent, eventually, locked};
 use driver::Driver;
 
 const READ: &str = "what was read has a uid";
@@ -93,9 +93,9 @@ impl Drop for Storage {
 }
 
 impl Storage {
-    pub async fn start(plane: &ControlPlane) -> Self {
+    pub async fn start(plane: &Lent) -> Self {
         plane.apply(&snapshots::crds()).await;
-        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await;
+        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await;
         let shared = Arc::new(Shared {
             client: plane.client().await,
             driver: Driver::new(),
@@ -106,8 +106,10 @@ impl Storage {
             said: Mutex::default(),
             rounds: AtomicU64::new(0),
         });
-        let playing = shared.clone();
+        let (playing, plane) = (shared.clone(), plane.clone());
         let task = tokio::spawn(async move {
+            // It may write there for as long as it plays.
+            let _plane = plane;
             loop {
                 match playing.round().await {
                     Ok(()) => _ = playing.rounds.fetch_add(1, SeqCst),
@@ -127,7 +129,7 @@ impl Storage {
     pub async fn rounds(&self, more: u64) {
         // The one that runs may have looked before.
         let wanted = self.shared.rounds.load(SeqCst) + more + 1;
-        eventually("rounds of the storage", Duration::from_secs(30), || async {
+        eventually("rounds of the storage", Duration::from_secs(120), || async {
             match self.shared.rounds.load(SeqCst) {
                 done if done >= wanted => Ok(()),
                 done => Err(format!("{done} of {wanted}")),
@@ -195,7 +197,7 @@ impl Storage {
             .create(&PostParams::default(), &serde_json::from_value(volume).expect(MANIFEST))
             .await
             .expect("a volume");
-        eventually("the user's claim is bound", Duration::from_secs(30), || async {
+        eventually("the user's claim is bound", Duration::from_secs(120), || async {
             let claim = api.get(name).await.map_err(|e| e.to_string())?;
             if is_bound(&claim) { Ok(()) } else { Err(format!("{:#?}", claim.status)) }
         })

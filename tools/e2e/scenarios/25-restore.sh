@@ -1,19 +1,5 @@
 # shellcheck shell=bash
 # A Backup becomes a new claim: a block device, a filesystem that waits for its consumer, and a claim that names the Backup
-restore() { # NAME BACKUP CLAIM LINE…: lines of YAML for the claim
-    local name=$1 backup=$2 claim=$3
-    shift 3
-    { cat <<YAML
-apiVersion: tidemark.dev/v1alpha1
-kind: Restore
-metadata: {name: $name, namespace: $NS}
-spec:
-  backupRef: {name: $backup}
-  persistentVolumeClaim:
-    name: $claim
-YAML
-        printf '    %s\n' "$@"; } | kubectl apply -f - >>"$WORK/log"
-}
 # Waits, then says what a user would look for: bound, the class's own policy, nothing that names us.
 restored() { # RESTORE CLAIM POLICY
     local volume
@@ -30,15 +16,6 @@ restored() { # RESTORE CLAIM POLICY
     nothing_left || fail "$1 is Completed, and the above is left"
     tell "$1 is Completed, $2 is Bound, and nothing of ours is left"
 }
-# What a Pod prints that has the claim.
-said_by() { # NAME CLAIM MODE SCRIPT
-    pod "$1" "$2" "$3" "$4" | kubectl apply -f - >>"$WORK/log"
-    kubectl -n "$NS" wait --for=jsonpath='{.status.phase}=Succeeded' --timeout=90s "pod/$1" >>"$WORK/log" ||
-        fail "the Pod $1 with $2 did not succeed: $(kubectl -n "$NS" logs "$1" 2>&1 | tail -n 3)"
-    kubectl -n "$NS" logs "$1"
-    kubectl -n "$NS" delete pod "$1" --wait >>"$WORK/log"
-}
-
 random_volume data 48
 backup blocks data
 completed blocks

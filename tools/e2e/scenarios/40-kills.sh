@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Kills while blocks go up: worker in each phase, leader, kubelet, containerd, API server, etcd; each is Completed and restores
+# Kills: the worker in each phase, the programs of the cluster while blocks go up and while they come down (in soak: each in each)
 quick='upload: {maxBytesPerSecond: 4Mi}' # 24 blocks in 12 s
 # Looked for each time: the folder is not there before the first request.
 volume_of() { kubectl -n "$NS" get pvc "$1" -o jsonpath='{.spec.volumeName}'; }
@@ -9,110 +9,137 @@ has_lock() { [ -n "$(found "$1" locks '*.lck')" ]; }
 # Not the marker of an unfinished one, `backup_tidemark-…`.
 has_record() { [ -n "$(found "$1" backups 'backup_backup-*.cfg')" ]; }
 
-# round NAME KILL…: a volume, a Backup of it, the kill, and then everything must be well.
-round() {
-    local name=$1 checksum
+# --- Moments of a Backup
+
+# reach PHASE BACKUP. The store then answers nothing any more: the moment lasts as long as we like.
+reach() {
+    local volume
+    case $1 in
+    starting) within 60 "the worker's Pod" has_worker "$2" ;;
+    planning) at_once 60 "the worker's lock" has_lock "$(volume_of "$2")" ;; # it waits two seconds before it believes in it
+    uploading) uploading "$2" ;;
+    last-block)
+        volume=$(volume_of "$2")
+        stopped_at "$2" has_blocks "$volume" 24
+        ! has_record "$volume" || fail "the record was written before the kill"
+        ;;
+    record) stopped_at "$2" has_record "$(volume_of "$2")" ;;
+    esac
+    pause_store
+}
+# The store's answers come so slowly that the moment cannot be missed, and then it is paused: the worker gets no further.
+stopped_at() { # BACKUP COMMAND…
+    local name=$1
     shift
+    uploading "$name"
+    pause_store
+    slowed=$(wire_of "$(worker_of "$name")")
+    slow_answers "$slowed" 32kbit # as the blocks' pace
+    resume_store
+    at_once 60 "18 blocks of $name" has_blocks "$(volume_of "$name")" 18
+    slow_answers "$slowed" 6kbit
+    at_once 60 "the moment for $name" "$@"
+    pause_store
+}
+slowed=
+as_fast_as_before() {
+    resume_store
+    [ -z "$slowed" ] || quick_answers "$slowed"
+    slowed=
+}
+
+# --- Who is killed
+
+first=
+hit() { # VICTIM BACKUP
+    case $1 in
+    worker) if has_process "$2"; then kill_worker "$2"; else delete_worker "$2"; fi ;;
+    pod) delete_worker "$2" ;;
+    leader)
+        first=$(leader)
+        kubectl -n "$SYSTEM" delete pod "$first" --force --grace-period=0 >>"$WORK/log" 2>&1
+        ;;
+    *) kill_program "$1" ;;
+    esac
+}
+has_process() { [ -n "$(process_of "$(worker_of "$1")")" ]; } # BACKUP
+all_there_again() { # VICTIM
+    [ "$1" = leader ] || return 0
+    within 45 "another leader" somebody_else_leads "$first"
+    within 60 "two operators again" kubectl -n "$SYSTEM" rollout status deployment/tidemark --timeout=1s
+}
+
+# --- Rounds
+
+# A volume, a Backup of it, the kill at that moment, and then everything must be well.
+round() { # VICTIM PHASE
+    local name=$1-$2 checksum
     random_volume "$name" 48
     backup "$name" "$name" "$quick" 'retry: {backoff: 1s, maxBackoff: 2s}'
     checksum=$(point_in_time "$name")
-    "$@" "$name"
+    reach "$2" "$name"
+    hit "$1" "$name"
+    tell "$1 is killed: $2"
+    as_fast_as_before
+    all_there_again "$1"
     completed "$name" 180
     [ "$(field "$name" .status.progress.acknowledgedBlocks)" = 24 ] || fail "$name is Completed with $(field "$name" .status.progress)"
+    case $1 in
+    worker | pod) resumed "$name" ;;
+    *) [ "$(field "$name" .status.attempt.number)" = 1 ] || fail "$name needed another attempt, and nobody touched its worker" ;;
+    esac
     restored_is "$name" "$checksum"
     nothing_left || fail "left over after $name (above)"
     kubectl -n "$NS" delete pvc "$name" --wait >>"$WORK/log"
 }
 # What an attempt acknowledged is not sent again by the next.
 resumed() { # BACKUP
-    completed "$1" 180
     [ "$(field "$1" .status.attempt.number)" -ge 2 ] || fail "$1 needed no second attempt: nothing was killed"
     local twice
     twice=$(puts "$(field "$1" .status.store.volume)" | sort | uniq -d)
     [ -z "$twice" ] || fail "sent twice after the first attempt of $1: $twice"
 }
 
-# --- The worker, in each of its phases
-
-in_starting() {
-    within 60 "the worker's Pod" has_worker "$1"
-    delete_worker "$1"
-    tell "the worker's Pod is deleted before anybody heard it"
-    resumed "$1"
-}
-in_planning() {
-    at_once 60 "the worker's lock" has_lock "$(volume_of "$1")"
-    kill_worker "$1" # it waits two seconds before it believes in its lock
-    tell "the worker is killed while it plans"
-    resumed "$1"
-}
-in_uploading() {
-    uploading "$1"
-    kill_worker "$1"
-    tell "the worker is killed while it uploads"
-    resumed "$1"
-}
-deleted_in_uploading() {
-    uploading "$1"
-    delete_worker "$1"
-    tell "the worker's Pod is deleted by force while it uploads"
-    resumed "$1"
-}
-# The store's answers come so slowly that the moment cannot be missed, and then it is paused: the worker gets no further.
-stopped_at() { # BACKUP COMMAND…
-    local name=$1 wire
-    shift
-    uploading "$name"
-    wire=$(wire_of "$(worker_of "$name")")
-    slow_answers "$wire" 32kbit # as the blocks' pace
-    at_once 60 "18 blocks of $name" has_blocks "$(volume_of "$name")" 18
-    slow_answers "$wire" 6kbit
-    at_once 60 "the moment to kill the worker of $name" "$@"
+# The way back: a Backup becomes a new claim, and in the midst of it somebody is killed.
+round_back() { # VICTIM
+    local name=$1-back KIND=tmr attempts
+    DOWNLOAD='{maxBytesPerSecond: 4Mi}' restore "$name" source "$name" 'size: 48Mi'
+    at_once 60 "$name with blocks restored" restored_at_least "$name" 4
     pause_store
-    kill_worker "$name"
-}
-at_the_last_block() {
-    local volume
-    volume=$(volume_of "$1")
-    stopped_at "$1" has_blocks "$volume" 24
-    ! has_record "$volume" || fail "the record was written before the worker was killed"
+    hit "$1" "$name"
     resume_store
-    tell "the worker is killed after its last block, before its record"
-    resumed "$1"
-}
-at_the_record() {
-    stopped_at "$1" has_record "$(volume_of "$1")"
-    resume_store
-    tell "the worker is killed after its record, before it had read it back"
-    resumed "$1"
+    tell "$1 is killed: restoring"
+    all_there_again "$1"
+    completed "$name" 180
+    attempts=$(field "$name" .status.attempt.number)
+    case $1 in
+    worker | pod) [ "$attempts" -ge 2 ] || fail "$name needed no second attempt: nothing was killed" ;;
+    *) [ "$attempts" = 1 ] || fail "$name needed another attempt, and nobody touched its worker" ;;
+    esac
+    [ "$(said_by "reads-$name" "$name" Block 'head -c 50331648 /dev/data | sha256sum')" = "$expected" ] || fail "$name is not what source was"
+    tell "$name is equal to its source: $(field "$name" .status.progress)"
+    nothing_left || fail "left over after $name (above)"
+    kubectl -n "$NS" delete "tmr/$name" "pvc/$name" --wait >>"$WORK/log"
 }
 
-# --- The cluster
-
-the_leader() {
-    local first
-    uploading "$1"
-    first=$(leader)
-    kubectl -n "$SYSTEM" delete pod "$first" --force --grace-period=0 >>"$WORK/log" 2>&1
-    tell "$first, which leads, is deleted by force"
-    within 45 "another leader" somebody_else_leads "$first"
-}
-program() { # PROGRAM BACKUP
-    uploading "$2"
-    kill_program "$1"
-    tell "$1 is killed and started again"
-}
-whole_operators() { kubectl -n "$SYSTEM" rollout status deployment/tidemark --timeout=1s; }
-
-round starting in_starting
-round planning in_planning
-round uploading in_uploading
-round deleted deleted_in_uploading
-round last-block at_the_last_block
-round record at_the_record
-round leader the_leader
-within 60 "two operators again" whole_operators
-round kubelet program kubelet
-round containerd program containerd
-round apiserver program kube-apiserver
-round etcd program etcd
+rounds="worker-starting worker-planning worker-uploading pod-uploading worker-last-block worker-record
+    leader-uploading kubelet-uploading containerd-uploading kube-apiserver-uploading etcd-uploading"
+back="worker leader"
+victims="worker pod leader kubelet containerd kube-apiserver etcd"
+if [ -n "${TIDEMARK_SOAK:-}" ]; then
+    back=$victims rounds=
+    for victim in $victims; do
+        for phase in starting planning uploading last-block record; do rounds+=" $victim-$phase"; done
+    done
+fi
+for each in $rounds; do
+    case $each in
+    kube-apiserver-*) round kube-apiserver "${each#kube-apiserver-}" ;;
+    *) round "${each%%-*}" "${each#*-}" ;;
+    esac
+done
+random_volume source 48
+backup source source
+completed source
+expected=$(said_by reads-source source Block 'head -c 50331648 /dev/data | sha256sum')
+for victim in $back; do round_back "$victim"; done
