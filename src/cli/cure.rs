@@ -20,6 +20,8 @@ pub(super) const fn cure(reason: FailureReason) -> &'static str {
         BucketMissing => "correct the bucket or directory in the URL, or create it first",
         WrongRegion => "write the bucket's own region: s3://bucket@REGION/…, or --region",
         ClockSkew => "set the clocks of this machine and of the store by NTP",
+        SessionRefused => "let this key assume the role, and give the role the bucket and prefix",
+        SessionExpired => "export a session that is still good, or an access key; then run it again",
         LockHeld => {
             "wait until what holds the volume has ended; a lock that nobody refreshes counts no more after 210 s"
         }

@@ -236,6 +236,7 @@ mod tests {
             batch_delete: true,
             list_page_size: 1000,
             clock_skew: SignedDuration::ZERO,
+            deletions: Deletions::Free,
         };
         let seen = claims(&Looked::Probed(by_session(resolved), probed), Rivals::None);
         assert_eq!(truth(&seen, CredentialsScoped), Some((True, "SessionPerVolume")), "{seen:?}");
