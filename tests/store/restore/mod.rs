@@ -170,15 +170,29 @@ async fn to_the_end(job: RestoreJob) -> Ran {
     run(job, CancellationToken::new(), |_| {}).await
 }
 
+fn phases_of(ran: &Ran) -> Vec<RestorePhase> {
+    let mut phases: Vec<RestorePhase> = ran.seen.iter().map(|p| p.phase).collect();
+    phases.dedup();
+    phases
+}
+
 #[tokio::test]
 async fn law_4_a_restore_is_complete_only_after_the_flush_and_the_last_look() {
     let world = World::new("restore-phases", &[Block::Text(1), Block::Hole, Block::Random(2), Block::Text(1)]).await;
     let ran = to_the_end(world.job()).await;
     let summary = ran.summary();
     assert_eq!((summary.blocks, summary.reused_blocks, summary.read_back_blocks), (3, 0, 3), "{summary:?}");
-    let mut phases: Vec<RestorePhase> = ran.seen.iter().map(|p| p.phase).collect();
-    phases.dedup();
+    // A watch keeps its newest value only: on a busy machine a phase of a millisecond is over before anybody looks, and is
+    // seen another time. Never in another order.
+    let mut phases = phases_of(&ran);
     use RestorePhase::{Ended, ReadingBack, Syncing, Writing};
+    for _ in 0..20 {
+        if phases.ends_with(&[Writing, Syncing, ReadingBack, Ended]) {
+            break;
+        }
+        assert!(phases.is_sorted() && phases.ends_with(&[Ended]), "{phases:?}");
+        phases = phases_of(&to_the_end(RestoreJob { overwrite: Overwrite::Replace, ..world.job() }).await);
+    }
     assert!(phases.ends_with(&[Writing, Syncing, ReadingBack, Ended]), "{phases:?}");
     world.assert_equal("restored");
     let allocated = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(world.out()).expect("made")) * 512;
