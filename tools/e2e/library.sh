@@ -71,6 +71,12 @@ puts() { # VOLUME
     awk -v volume="/$1/blocks/" '/ s3_PutObject / && / 200 / { for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i }' "$WORK/store/requests"
 }
 
+# The same with the sender's address: each Pod has its own. `KEY ADDRESS`, once each.
+senders() { # VOLUME
+    awk -v volume="/$1/blocks/" '/ s3_PutObject / && / 200 / && match($0, /\] [0-9.]+ /) { address = substr($0, RSTART + 2, RLENGTH - 3)
+        for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i, address }' "$WORK/store/requests" | sort -u
+}
+
 # --- The operator, by its chart
 
 # $CHART: another chart than this checkout's.
