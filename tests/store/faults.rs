@@ -243,13 +243,13 @@ async fn an_unchanged_volume_of_2000_blocks_costs_at_most_30_requests() {
     let again = usize::try_from(second.last.requests.retried).expect("a few");
     assert!(counts.get(&Kind::Head).is_none_or(|n| *n <= 3 + again), "{again} asked again: {counts:?}");
     let sum: usize = counts.values().sum();
-    // Of them two of the lock and one of the journal; how many more of those there are is a matter of time.
+    // Of them three of the lock and one of the journal; how many more of those there are is a matter of time.
     let is_timed = |key: &str| key.contains("/locks/lock-") || key.ends_with(".jnl");
     let timed = server.requests().iter().filter(|r| r.kind == Kind::PutOther && is_timed(&r.key)).count();
     let seconds = took.as_secs();
-    let due = 3 + seconds / SEGMENT_INTERVAL_MIN.as_secs() + seconds / LOCK_REFRESH.as_secs();
+    let due = 4 + seconds / SEGMENT_INTERVAL_MIN.as_secs() + seconds / LOCK_REFRESH.as_secs();
     assert!(
-        sum - timed <= 27 + again && timed as u64 <= due + again as u64,
+        sum - timed <= 26 + again && timed as u64 <= due + again as u64,
         "{sum}, {timed} of them timed, {again} asked again, in {took:?}: {counts:?}"
     );
     println!("unchanged incremental of 2000 blocks: {sum} requests, {counts:?}");
