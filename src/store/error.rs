@@ -65,3 +65,12 @@ impl StoreError {
         }
     }
 }
+
+/// The innermost cause: `connection refused` beats `dispatch failure`.
+pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

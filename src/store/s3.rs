@@ -34,7 +34,7 @@ use super::{
     buffers::Pool,
     connect,
     credentials::{CredentialSource, Current},
-    error::{ErrorKind, StoreError},
+    error::{ErrorKind, StoreError, innermost},
     objects::{Answer, Body, Entry, Fetched, Kept, Meta, Objects, Page, PutCondition, Range, Stored},
 };
 use crate::model::{FailureReason, job::S3Location, limits};
@@ -443,15 +443,4 @@ fn classify_code(status: Option<u16>, code: &str) -> (ErrorKind, &'static str) {
         (_, Some(400 | 404 | 405 | 411 | 413 | 501)) => (ErrorKind::Unavailable, ""),
         _ => (ErrorKind::Unavailable, ""),
     }
-}
-
-/// The innermost cause of a request that got no answer: `connection refused` beats `dispatch failure`.
-fn innermost<E: std::error::Error + 'static>(error: &SdkError<E, HttpResponse>) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    let mut text = cause.to_string();
-    while let Some(next) = cause.source() {
-        cause = next;
-        text = cause.to_string();
-    }
-    text
 }

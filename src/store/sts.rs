@@ -19,7 +19,7 @@ use jiff::Timestamp;
 
 use super::{
     connect,
-    error::{ErrorKind, StoreError},
+    error::{ErrorKind, StoreError, innermost},
     session::{self, Scope},
 };
 use crate::model::{Credentials, FailureReason, job::S3Location, limits};
@@ -94,18 +94,8 @@ impl Sts {
             ("Policy", policy),
         ];
         pairs.extend(self.role_arn.as_deref().map(|role| ("RoleArn", role)));
-        let pairs = pairs.into_iter().map(|(key, value)| format!("{key}={}", percent_encoded(value)));
-        pairs.collect::<Vec<_>>().join("&")
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
     }
-}
-
-/// As a form has it: what is not a plain letter or digit is its bytes in hexadecimal.
-fn percent_encoded(value: &str) -> String {
-    let encode = |b: u8| match b {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(b).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    value.bytes().map(encode).collect()
 }
 
 /// The request with its signature (version 4, service `sts`). It carries the signature, never the secret.
@@ -258,15 +248,6 @@ fn element(xml: &str, name: &str) -> Option<String> {
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
     let plain = text.trim().replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#34;", "\"");
     Some(plain.replace("&apos;", "'").replace("&#39;", "'").replace("&amp;", "&"))
-}
-
-/// `connection refused` beats `dispatch failure`.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

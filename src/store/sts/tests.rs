@@ -37,7 +37,7 @@ fn law_11_the_secret_signs_and_is_not_sent() {
     assert_eq!(
         body,
         format!(
-            "Action=AssumeRole&Version=2011-06-15&DurationSeconds=3600&RoleSessionName=tidemark-{}&Policy=%7B%22a%22%3A%20%22b%2F%2A%22%7D&RoleArn=arn%3Aaws%3Aiam%3A%3A1%3Arole%2Ftidemark",
+            "Action=AssumeRole&Version=2011-06-15&DurationSeconds=3600&RoleSessionName=tidemark-{}&Policy=%7B%22a%22%3A+%22b%2F*%22%7D&RoleArn=arn%3Aaws%3Aiam%3A%3A1%3Arole%2Ftidemark",
             scope.attempt
         )
     );
