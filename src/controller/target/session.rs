@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{lookup::Problem, probe::ProbeFailed, resolve::Resolved};
+pub use crate::store::session::Work;
 use crate::{
     controller::{context::Context, runner::AttemptRef},
     model::{AttemptId, Credentials, FailureReason, VolumeName},
@@ -19,7 +20,7 @@ use crate::{
         layout::{BASE, VolumeLayout},
         objects::Objects,
         s3::S3,
-        session::{Scope, Work},
+        session::Scope,
         sts::{Sts, assume_role},
     },
     telemetry,
@@ -34,14 +35,8 @@ pub struct Wanted {
     pub attempt: AttemptRef,
     pub id: AttemptId,
     pub volume: VolumeName,
-    pub does: Does,
-}
-
-/// What it does decides what it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Does {
-    Backup,
-    Restore,
+    /// What it does decides what it may.
+    pub work: Work,
 }
 
 /// What a worker was given, and what that was made of.
@@ -102,10 +97,7 @@ pub async fn keys(context: &Context, target: &Resolved, wanted: &Wanted) -> Opti
         volume: wanted.volume.clone(),
         uid: wanted.attempt.uid().to_owned(),
         attempt: wanted.id.clone(),
-        work: match wanted.does {
-            Does::Backup => Work::Backup,
-            Does::Restore => Work::Restore,
-        },
+        work: wanted.work,
     };
     match assume_role(sts, &target.credentials, &scope, telemetry::now()).await {
         Ok(session) => {

@@ -178,8 +178,8 @@ async fn start<K: Kind>(context: &Context, object: &K, o: &Observed, attempt: &A
 fn wanted(o: &Observed, attempt: &AttemptRef) -> Option<session::Wanted> {
     let Seen::Usable(place) = &o.place else { return None };
     let id = o.status.attempt.as_ref()?.id.parse().ok()?;
-    let does = if place.record.is_some() { session::Does::Restore } else { session::Does::Backup };
-    Some(session::Wanted { attempt: attempt.clone(), id, volume: place.volume.clone(), does })
+    let work = if place.record.is_some() { session::Work::Restore } else { session::Work::Backup };
+    Some(session::Wanted { attempt: attempt.clone(), id, volume: place.volume.clone(), work })
 }
 
 fn filled_volume(filled: &Filled) -> Volume {
