@@ -225,7 +225,6 @@ async fn watch_attempt(
             () = signals.next() => {
                 if cancel.is_cancelled() {
                     let mut error = CliError::new(FailureReason::Cancelled, "Cancelled at once");
-                    error.reason = Some(FailureReason::Cancelled);
                     error.hint = Some(AGAIN.into());
                     return Err(error);
                 }

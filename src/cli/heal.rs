@@ -78,7 +78,7 @@ pub(super) async fn run(options: HealOptions) -> Result<(), CliError> {
             let message = format!("{n} blocks could not be healed: this image does not have their bytes");
             let hint = "Another image may: the volume, an older copy of it, or what another backup restores to.";
             let error = CliError::new(reason, message);
-            Err(CliError { reason: Some(reason), hint: Some(hint.into()), ..error })
+            Err(CliError { hint: Some(hint.into()), ..error })
         }
     }
 }
@@ -98,7 +98,7 @@ async fn watched(job: &HealJob, show: &mut Show) -> Result<Healed, CliError> {
                 let reason = FailureReason::Cancelled;
                 let error = CliError::new(reason, "Cancelled: what was healed stays healed");
                 let hint = "A lock (for 150 s) and a marker stay behind; the next sweep removes them.";
-                return Err(CliError { reason: Some(reason), hint: Some(hint.into()), ..error });
+                return Err(CliError { hint: Some(hint.into()), ..error });
             }
             _ = tick.tick() => {
                 let now = *newest.borrow();
@@ -148,7 +148,7 @@ fn failed(error: HealError) -> CliError {
         HealError::Record { key, .. } => key.clone(),
     };
     let message = format!("{reason}: {error}");
-    CliError { reason: Some(reason), object: Some(object), ..CliError::new(reason, message) }
+    CliError { object: Some(object), ..CliError::new(reason, message) }
 }
 
 fn summary(healed: &Healed, backup: &str) -> String {

@@ -145,7 +145,6 @@ async fn watch_restore(
                 if cancel.is_cancelled() {
                     let mut error =
                         CliError::new(FailureReason::Cancelled, "Cancelled at once: do not use OUT");
-                    error.reason = Some(FailureReason::Cancelled);
                     error.hint = Some(AGAIN.into());
                     return Err(error);
                 }
