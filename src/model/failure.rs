@@ -3,6 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// After what was seen, the cure where a source or a target may not be opened. A Pod without root is given its device by the runtime, or not.
+pub const NOT_PERMITTED: &str = "; run as a user that may (in a Pod: worker.user Root, or a runtime that gives devices to the \
+                                 Pod's user: device_ownership_from_security_context)";
+
 macro_rules! reasons {
     ($($reason:ident),+ $(,)?) => {
         /// A closed list: it is API (status, events, metric labels) and grows only by addition.

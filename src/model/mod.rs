@@ -22,7 +22,7 @@ pub mod restore;
 pub mod verification;
 
 pub use block::{BlockSize, Compression};
-pub use failure::{Failure, FailureReason, Retry};
+pub use failure::{Failure, FailureReason, NOT_PERMITTED, Retry};
 pub use ids::{AttemptId, BackupName, BlockName, VolumeName};
 pub use job::{Credentials, JobSpec, StoreLocation, Task};
 pub use progress::{Counters, Phase, Progress, Requests};

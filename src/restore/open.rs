@@ -21,7 +21,7 @@ use super::{
     Left, Overwrite, RestoreError, RestoreJob,
     target::{Kind, Target},
 };
-use crate::model::{FailureReason, limits};
+use crate::model::{FailureReason, NOT_PERMITTED, limits};
 
 /// A target that may be written to and is untouched.
 #[derive(Debug)]
@@ -188,10 +188,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 fn explain(error: &io::Error) -> String {
     let cure = match error.kind() {
         io::ErrorKind::ResourceBusy => return "it is mounted or in use; unmount it first".into(),
-        io::ErrorKind::PermissionDenied => {
-            "; run as a user that may write to it (in a Pod: worker.user Root, or a runtime that gives devices to the Pod's \
-             user: device_ownership_from_security_context)"
-        }
+        io::ErrorKind::PermissionDenied => NOT_PERMITTED,
         _ if error.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error()) => {
             "; it leaves the folder it must be in"
         }

@@ -16,7 +16,7 @@ use std::{
 use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 
 use crate::{
-    model::{BlockSize, FailureReason, job, limits},
+    model::{BlockSize, FailureReason, NOT_PERMITTED, job, limits},
     store::{journal::SourceIdentity, scratch::Bitmap},
 };
 
@@ -165,14 +165,10 @@ fn open_beneath(spec: &job::Source) -> io::Result<File> {
     Ok(File::from(openat2(&root, below, flags, Mode::empty(), resolve)?))
 }
 
-/// A Pod without root is given its device by the runtime, or not.
-const NOT_OURS: &str = "; run as a user that may read it (in a Pod: worker.user Root, or a runtime that gives devices to the \
-                        Pod's user: device_ownership_from_security_context)";
-
 fn refuse(path: &Path, error: io::Error) -> SourceError {
     let (reason, cure) = match error.kind() {
         io::ErrorKind::NotFound => (FailureReason::SourceNotFound, ""),
-        io::ErrorKind::PermissionDenied => (FailureReason::SourceRefused, NOT_OURS),
+        io::ErrorKind::PermissionDenied => (FailureReason::SourceRefused, NOT_PERMITTED),
         io::ErrorKind::CrossesDevices => (FailureReason::SourceRefused, "; it leaves its --host-device-root"),
         _ if error.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error()) => {
             (FailureReason::SourceRefused, "; it leaves its --host-device-root")
