@@ -66,15 +66,11 @@ start_store() { # PROGRAM
 
 # The blocks of a volume, in whichever bucket.
 blocks_of() { { find "$WORK"/store/objects/*/backupstore/volumes/*/*/"$1"/blocks -name '*.blk' 2>/dev/null || true; } | wc -l; }
-# The blocks of a volume that the store acknowledged, one line for each PUT: by its own log.
+# The blocks of a volume that the store acknowledged, a line for each PUT, and who sent it: each Pod has an address of its
+# own. By the store's log: `KEY ADDRESS`.
 puts() { # VOLUME
-    awk -v volume="/$1/blocks/" '/ s3_PutObject / && / 200 / { for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i }' "$WORK/store/requests"
-}
-
-# The same with the sender's address: each Pod has its own. `KEY ADDRESS`, once each.
-senders() { # VOLUME
     awk -v volume="/$1/blocks/" '/ s3_PutObject / && / 200 / && match($0, /\] [0-9.]+ /) { address = substr($0, RSTART + 2, RLENGTH - 3)
-        for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i, address }' "$WORK/store/requests" | sort -u
+        for (i = 1; i <= NF; i++) if ($i ~ /^backupstore/ && index($i, volume)) print $i, address }' "$WORK/store/requests"
 }
 
 # --- The operator, by its chart

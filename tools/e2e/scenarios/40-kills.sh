@@ -96,7 +96,7 @@ round() { # VICTIM PHASE
 resumed() { # BACKUP
     [ "$(field "$1" .status.attempt.number)" -ge 2 ] || fail "$1 needed no second attempt: nothing was killed"
     local sent twice
-    sent=$(senders "$(field "$1" .status.store.volume)")
+    sent=$(puts "$(field "$1" .status.store.volume)" | sort -u)
     twice=$(cut -d' ' -f1 <<<"$sent" | uniq -d)
     [ -z "$twice" ] || fail "sent by two attempts of $1: $twice"
     case $1 in
